@@ -1,0 +1,197 @@
+// Package state is what reconf-pull remembers on disk: the state file, the
+// manifests and generations, the change under way, and the run lock.
+//
+// Its one rule: whatever decides what happens next lies here and is durable
+// before it is acted upon; state.json is written once per transition and is
+// its commit point.
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"time"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+)
+
+// Schema is the major version of what lies in the state directory. A larger
+// one was written by a newer release and is refused.
+const Schema = 1
+
+// ErrUnreadable says that the state exists and cannot be used. It is never
+// started over silently.
+var ErrUnreadable = errors.New("state cannot be read")
+
+// State is the state file. Only a run that holds the run lock writes it.
+type State struct {
+	Schema int `json:"schema"`
+	// Ref is the branch that the first fetch found, so that a changed HEAD of
+	// the remote does not move a host to another branch.
+	Ref     string   `json:"ref,omitempty"`
+	Applied *Applied `json:"applied,omitempty"`
+	// Change is pinned and not yet recorded.
+	Change *Change `json:"change,omitempty"`
+	// Open are changes that began, were neither recorded nor rolled back, and
+	// were superseded by another one: what they wrote still counts as base.
+	Open []string `json:"open,omitempty"`
+}
+
+// Applied is the generation that the host has.
+type Applied struct {
+	Generation int       `json:"generation"`
+	Host       string    `json:"host"`
+	Ref        string    `json:"ref,omitempty"`
+	Commit     string    `json:"commit"`
+	Digest     string    `json:"digest"`
+	Deployment string    `json:"deployment,omitempty"`
+	Time       time.Time `json:"time"`
+}
+
+// Status is where a task stands.
+type Status string
+
+// A task found in Doing is run again, so steps are idempotent.
+const (
+	Todo   Status = "todo"
+	Doing  Status = "doing"
+	Done   Status = "done"
+	Wait   Status = "wait"
+	Failed Status = "error"
+)
+
+// Task is the record of one step. The pipeline writes it.
+type Task struct {
+	Name     string    `json:"name"`
+	Status   Status    `json:"status"`
+	Detail   string    `json:"detail,omitempty"` // why it was skipped, or how it failed
+	BootID   string    `json:"boot_id,omitempty"`
+	Attempts int       `json:"attempts,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
+	Ended    time.Time `json:"ended,omitzero"`
+}
+
+// Change is one attempt to bring the host to one digest.
+type Change struct {
+	ID         string    `json:"id"`
+	Host       string    `json:"host"`
+	Ref        string    `json:"ref,omitempty"`
+	Commit     string    `json:"commit"`
+	Previous   string    `json:"previous,omitempty"` // the commit that was applied before
+	Digest     string    `json:"digest"`
+	Deployment string    `json:"deployment,omitempty"`
+	Reasons    []string  `json:"reasons"`
+	Pinned     time.Time `json:"pinned"`
+	Tasks      []Task    `json:"tasks"`
+}
+
+// Failure returns the task that ended in an error, nil when none did.
+func (c *Change) Failure() *Task {
+	for i := range c.Tasks {
+		if c.Tasks[i].Status == Failed {
+			return &c.Tasks[i]
+		}
+	}
+	return nil
+}
+
+// Dirs are the three places of reconf-pull on this machine.
+type Dirs struct{ State, Cache, Run string }
+
+// File is the path of the state file.
+func (d Dirs) File() string { return filepath.Join(d.State, "state.json") }
+
+// Change is the directory of a change under way.
+func (d Dirs) Change(id string) string { return filepath.Join(d.State, "changes", id) }
+
+// Generation is the directory of a completed change.
+func (d Dirs) Generation(n int) string {
+	return filepath.Join(d.State, "generations", strconv.Itoa(n))
+}
+
+// Blobs is the directory of contents by SHA-256, Pristine that of what was
+// there before us.
+func (d Dirs) Blobs() string    { return filepath.Join(d.State, "blobs") }
+func (d Dirs) Pristine() string { return filepath.Join(d.State, "pristine") }
+
+// Mirror is the disposable copy of the fleet repo, Downloads what http(s)
+// contents were fetched.
+func (d Dirs) Mirror() string    { return filepath.Join(d.Cache, "mirror") }
+func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }
+
+// Last is the record of the last check, on tmpfs.
+func (d Dirs) Last() string { return filepath.Join(d.Run, "last.json") }
+
+// Create makes the directories that a run needs. Only the run directory is for
+// everybody to read.
+func (d Dirs) Create() error {
+	for _, dir := range []string{d.State, filepath.Join(d.State, "changes"), filepath.Join(d.State, "generations"), d.Blobs(), d.Pristine(), d.Cache} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("making the state directory: %w", err)
+		}
+	}
+	if err := os.Chmod(d.State, 0o700); err != nil {
+		return fmt.Errorf("closing the state directory: %w", err)
+	}
+	if err := os.MkdirAll(d.Run, 0o755); err != nil {
+		return fmt.Errorf("making the run directory: %w", err)
+	}
+	return nil
+}
+
+// Load reads the state file. A missing one is a first run: the zero State.
+func Load(dirs Dirs) (*State, error) {
+	data, err := os.ReadFile(dirs.File())
+	if errors.Is(err, os.ErrNotExist) {
+		return &State{Schema: Schema}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	var st State
+	if err := json.Unmarshal(data, &st); err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreadable, dirs.File(), err)
+	}
+	if st.Schema > Schema {
+		return nil, fmt.Errorf("%w: %s was written by a newer release (schema %d, this one knows %d)", ErrUnreadable, dirs.File(), st.Schema, Schema)
+	}
+	if st.Schema < 1 {
+		return nil, fmt.Errorf("%w: %s has no schema number", ErrUnreadable, dirs.File())
+	}
+	return &st, nil
+}
+
+// Save writes the state file durably.
+func Save(dirs Dirs, st *State) error {
+	data, err := json.MarshalIndent(st, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the state: %w", err)
+	}
+	if err := atomicfile.Write(dirs.File(), append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("saving the state: %w", err)
+	}
+	return nil
+}
+
+// Generations lists the numbers of the generations that are kept, oldest first.
+func Generations(dirs Dirs) ([]int, error) {
+	names, err := os.ReadDir(filepath.Join(dirs.State, "generations"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing generations: %w", err)
+	}
+	var numbers []int
+	for _, name := range names {
+		if n, err := strconv.Atoi(name.Name()); err == nil {
+			numbers = append(numbers, n)
+		}
+	}
+	sort.Ints(numbers)
+	return numbers, nil
+}
