@@ -1,0 +1,372 @@
+package butane
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// What a host config may refer to. Butane holds a layer and all text that it
+// refers to in memory several times over.
+const (
+	maxText    = 1 << 20
+	maxEntries = 100_000
+	maxDepth   = 64
+	maxTarget  = 4096 // the kernel's bound on the target of a symlink
+	maxPointer = 1024 // git-lfs never writes a longer pointer
+)
+
+const lfsPrefix = "version https://git-lfs.github.com/spec/v1"
+
+// placeholderPrefix begins every placeholder; what follows it is checked too.
+const placeholderPrefix = "reconf-pull placeholder "
+
+// Placeholder is what Butane gets in place of a blob: its object id and its
+// path in the fleet repo. The nonce is new for every translation, so that no
+// layer can write a placeholder itself.
+func Placeholder(nonce, oid, path string) []byte {
+	return []byte(placeholderPrefix + nonce + "\n" + oid + "\n" + path)
+}
+
+// Blobs recognises the placeholders of one translation, for desired.Translate.
+func Blobs(nonce string) func(data []byte) (oid, path string, ok bool) {
+	return func(data []byte) (string, string, bool) {
+		rest, ok := bytes.CutPrefix(data, []byte(placeholderPrefix+nonce+"\n"))
+		if !ok || nonce == "" {
+			return "", "", false
+		}
+		oid, name, ok := strings.Cut(string(rest), "\n")
+		return oid, name, ok
+	}
+}
+
+// Exporter fills the private directory that Butane gets as its files-dir.
+type Exporter struct {
+	Tree     source.Tree
+	FilesDir string // files_dir of fleet.toml: a folder of the repo, "." for its root
+	Dir      string // exists, is empty and only ours
+	Nonce    string
+	// Expand, when set, is applied to a reference whose file name ends in .tmpl.
+	Expand func(path string, data []byte) ([]byte, error)
+}
+
+// Export writes what the references name: text really, blobs as placeholders,
+// symlinks inside a tree as symlinks. Every reference that cannot be used is a
+// finding; in its place stands something empty, so that Translate still finds
+// what else is wrong. The error is the repo's or the directory's own.
+func (e *Exporter) Export(refs []Reference) (finding.List, error) {
+	root, err := os.OpenRoot(e.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	x := &export{Exporter: e, root: root, text: map[string]bool{}, done: map[string]bool{}}
+	if len(refs) > maxEntries {
+		last := refs[maxEntries]
+		return finding.List{{
+			Severity: finding.Error,
+			Position: last.Position,
+			Message:  fmt.Sprintf("more than %d references in one host config", maxEntries),
+		}}, nil
+	}
+	for _, ref := range refs {
+		if ref.Kind == Text || x.expands(ref) {
+			x.text[path.Clean(ref.Path)] = true
+		}
+	}
+	for _, ref := range refs {
+		if err := x.reference(ref); err != nil {
+			return x.findings, fmt.Errorf("exporting %s for %s: %w", ref.Path, ref.Field, err)
+		}
+	}
+	for _, ref := range x.refused {
+		if err := x.nothing(ref, path.Clean(ref.Path)); err != nil {
+			return x.findings, err
+		}
+	}
+	return x.findings, x.links()
+}
+
+// export is one run of an Exporter.
+type export struct {
+	*Exporter
+	root     *os.Root
+	text     map[string]bool // wanted as text by some reference, relative to the files-dir
+	done     map[string]bool
+	symlinks []symlink
+	refused  []Reference
+	through  bool // a reference leads through a symlink
+	entries  int
+	findings finding.List
+}
+
+type symlink struct{ name, target string }
+
+func (x *export) expands(ref Reference) bool {
+	return x.Expand != nil && ref.Kind != Tree && strings.HasSuffix(ref.Path, ".tmpl")
+}
+
+func (x *export) refuse(ref Reference, hint, format string, args ...any) {
+	x.findings = append(x.findings, finding.Finding{
+		Severity: finding.Error, Position: ref.Position, Message: fmt.Sprintf(format, args...), Hint: hint,
+	})
+}
+
+// reference exports one reference, or refuses it.
+func (x *export) reference(ref Reference) error {
+	before := len(x.findings)
+	name, ok := x.name(ref)
+	if !ok {
+		return nil // Butane refuses these itself
+	}
+	entry, ok, err := x.entry(ref, name)
+	switch {
+	case err != nil || !ok:
+	case ref.Kind == Tree:
+		err = x.tree(ref, entry, name, 1)
+	default:
+		err = x.blob(ref, entry, name)
+	}
+	if len(x.findings) > before {
+		x.refused = append(x.refused, ref)
+	}
+	return err
+}
+
+// name is the clean path of a reference below the files-dir.
+func (x *export) name(ref Reference) (string, bool) {
+	const hint = "paths are relative to files_dir and stay inside the fleet repo"
+	switch {
+	case ref.Path == "":
+		x.refuse(ref, hint, "the path is empty")
+	case strings.HasPrefix(ref.Path, "/"):
+		x.refuse(ref, hint, "%s is absolute", ref.Path)
+	case strings.ContainsRune(ref.Path, 0):
+		x.refuse(ref, hint, "the path has a NUL byte")
+	case strings.Contains("/"+ref.Path+"/", "/../"):
+		x.refuse(ref, hint, "%s contains ..", ref.Path)
+	default:
+		return path.Clean(ref.Path), true
+	}
+	return "", false
+}
+
+// entry looks a reference up and checks that it is what its field needs.
+func (x *export) entry(ref Reference, name string) (source.Entry, bool, error) {
+	full := path.Join(x.FilesDir, name)
+	if full == "." && ref.Kind == Tree {
+		return source.Entry{Path: ".", Mode: source.Directory}, true, nil
+	}
+	entry, err := x.Tree.Entry(full)
+	if link, ok := errors.AsType[*source.SymlinkError](err); ok {
+		x.through = true
+		x.refuse(ref, "name the file itself", "%s leads through the symlink %s", full, link.Link)
+		return entry, false, nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		x.refuse(ref, x.elsewhere(ref, name), "%s does not exist in the fleet repo", full)
+		return entry, false, nil
+	}
+	if err != nil {
+		return entry, false, err
+	}
+	switch {
+	case entry.Mode == source.Symlink:
+		x.refuse(ref, "name the file itself", "%s is a symlink", full)
+	case entry.Mode == source.Submodule:
+		x.refuse(ref, "keep the files in the fleet repo itself", "%s is a submodule", full)
+	case entry.Mode == source.Directory && ref.Kind != Tree:
+		x.refuse(ref, "a folder is used with storage.trees", "%s is a folder, and a file is needed", full)
+	case entry.Mode.IsFile() && ref.Kind == Tree:
+		x.refuse(ref, "a single file is used with storage.files", "%s is a file, and a folder is needed", full)
+	case !entry.Mode.IsFile() && entry.Mode != source.Directory:
+		x.refuse(ref, "", "%s has the mode %06o, and a regular file is needed", full, uint32(entry.Mode))
+	default:
+		return entry, true, nil
+	}
+	return entry, false, nil
+}
+
+// elsewhere helps whoever took a path to start at the layer or at the root of
+// the repo instead of at the files-dir.
+func (x *export) elsewhere(ref Reference, name string) string {
+	if x.FilesDir != "" && path.Clean(x.FilesDir) != "." {
+		if _, err := x.Tree.Entry(name); err == nil {
+			return "paths are relative to files_dir, which is " + x.FilesDir
+		}
+	}
+	beside := path.Join(path.Dir(ref.Position.File), name)
+	if _, err := x.Tree.Entry(beside); err == nil {
+		return "paths are relative to files_dir, not to the layer: the file is " + beside
+	}
+	return ""
+}
+
+// blob writes one file: real text, or a placeholder.
+func (x *export) blob(ref Reference, entry source.Entry, name string) error {
+	if x.done[name] {
+		return nil
+	}
+	size, err := x.Tree.Size(entry)
+	if err != nil {
+		return err
+	}
+	real := x.text[name]
+	if real && size > maxText {
+		x.refuse(ref, "", "%s has %d bytes, and Butane must read it: at most %d (1 MiB) are allowed", entry.Path, size, maxText)
+		return nil
+	}
+	data := Placeholder(x.Nonce, entry.ID, entry.Path)
+	if real || size <= maxPointer {
+		read, err := x.read(entry)
+		if err != nil {
+			return err
+		}
+		if size <= maxPointer && bytes.HasPrefix(read, []byte(lfsPrefix)) {
+			x.refuse(ref, "keep the file itself in the fleet repo, or fetch it over https with a verification hash",
+				"%s is a Git LFS pointer", entry.Path)
+			return nil
+		}
+		if real {
+			data = read
+		}
+	}
+	if x.expands(ref) {
+		if data, err = x.Expand(entry.Path, data); err != nil {
+			x.refuse(ref, "", "%s: %v", entry.Path, err)
+			return nil
+		}
+	}
+	x.done[name] = true
+	return x.write(name, data, entry.Mode == source.Executable)
+}
+
+func (x *export) read(entry source.Entry) ([]byte, error) {
+	r, err := x.Tree.Open(entry)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxText+1))
+	return data, errors.Join(err, r.Close())
+}
+
+func (x *export) write(name string, data []byte, exec bool) error {
+	if err := x.root.MkdirAll(path.Dir(name), 0o700); err != nil {
+		return err
+	}
+	mode := fs.FileMode(0o600)
+	if exec {
+		mode = 0o700
+	}
+	if err := x.root.WriteFile(name, data, mode); err != nil {
+		return err
+	}
+	// Butane takes the mode of a tree's file from here, whatever the umask.
+	return x.root.Chmod(name, mode)
+}
+
+// tree writes a folder and everything in it.
+func (x *export) tree(ref Reference, folder source.Entry, name string, depth int) error {
+	if depth > maxDepth {
+		x.refuse(ref, "", "%s is nested more than %d folders deep", folder.Path, maxDepth)
+		return nil
+	}
+	if err := x.root.MkdirAll(name, 0o700); err != nil {
+		return err
+	}
+	list, err := x.Tree.List(folder.Path)
+	if err != nil {
+		return err
+	}
+	for _, entry := range list {
+		if x.entries++; x.entries > maxEntries {
+			if x.entries == maxEntries+1 {
+				x.refuse(ref, "", "the trees of one host config have more than %d entries", maxEntries)
+			}
+			return nil
+		}
+		at := path.Join(name, path.Base(entry.Path))
+		switch {
+		case entry.Mode == source.Directory:
+			err = x.tree(ref, entry, at, depth+1)
+		case entry.Mode == source.Symlink:
+			err = x.symlink(ref, entry, at)
+		case entry.Mode.IsFile():
+			err = x.blob(ref, entry, at)
+		case entry.Mode == source.Submodule:
+			x.refuse(ref, "keep the files in the fleet repo itself", "%s is a submodule", entry.Path)
+		default:
+			x.refuse(ref, "", "%s has the mode %06o, and a regular file is needed", entry.Path, uint32(entry.Mode))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// symlink notes a symlink of a tree: its target is data.
+func (x *export) symlink(ref Reference, entry source.Entry, name string) error {
+	size, err := x.Tree.Size(entry)
+	if err != nil {
+		return err
+	}
+	if size == 0 || size >= maxTarget {
+		x.refuse(ref, "", "the target of the symlink %s has %d bytes, which no symlink can have", entry.Path, size)
+		return nil
+	}
+	target, err := x.read(entry)
+	if err != nil {
+		return err
+	}
+	if bytes.IndexByte(target, 0) >= 0 {
+		x.refuse(ref, "", "the target of the symlink %s has a NUL byte", entry.Path)
+		return nil
+	}
+	x.symlinks = append(x.symlinks, symlink{name, string(target)})
+	return nil
+}
+
+// links makes the symlinks of all trees, after everything else was written.
+// None is made when a reference leads through one: Butane would follow it.
+func (x *export) links() error {
+	if x.through {
+		return nil
+	}
+	for _, link := range x.symlinks {
+		if _, err := x.root.Lstat(link.name); err == nil {
+			continue // two references to one tree
+		}
+		if err := x.root.Symlink(link.target, link.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nothing stands in for what was refused. It may lie below something that
+// another reference made a file.
+func (x *export) nothing(ref Reference, name string) error {
+	if _, err := x.root.Lstat(name); err == nil {
+		return nil
+	}
+	var err error
+	if ref.Kind == Tree {
+		err = x.root.MkdirAll(name, 0o700)
+	} else {
+		err = x.write(name, nil, false)
+	}
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	return err
+}
