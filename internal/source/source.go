@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 )
 
 // Revision is what was fetched.
@@ -33,7 +34,17 @@ var (
 	ErrNotFastForward = errors.New("history was rewritten")
 	ErrUntrusted      = errors.New("commit is not trusted")
 	ErrLocal          = errors.New("local cache failed")
+	// ErrDamaged: a Tree met bytes that are not what their id names, or an object
+	// that should be there is not. The mirror is discarded and fetched again, once.
+	ErrDamaged = errors.New("mirror is damaged")
 )
+
+// CommitInfo is what people want to know of a commit besides its id.
+type CommitInfo struct {
+	Subject string    `json:"subject"` // first line of the message
+	Author  string    `json:"author"`  // name, with the address in angle brackets
+	Time    time.Time `json:"time"`    // of the commit, not of its authoring
+}
 
 // Error is a failed fetch with what its reader can do about it. The URL in its
 // text never holds a password.

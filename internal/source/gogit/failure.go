@@ -1,0 +1,227 @@
+package gogit
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os/exec"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/plumbing/format/pktline"
+	"github.com/go-git/go-git/v5/plumbing/transport"
+	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
+	"golang.org/x/crypto/ssh"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// failure says what went wrong in words of its own, and stays what a caller
+// decides on.
+type failure struct {
+	kind  error // a sentinel of package source
+	text  string
+	cause error
+}
+
+func (f *failure) Error() string   { return f.text }
+func (f *failure) Unwrap() []error { return []error{f.kind, f.cause} }
+
+// noBranchError: the remote answered and does not have the branch.
+type noBranchError struct {
+	branch string // empty: its HEAD names none
+	exist  []string
+}
+
+func (e *noBranchError) Error() string {
+	if e.branch == "" {
+		return "the remote's HEAD names no branch"
+	}
+	return fmt.Sprintf("there is no branch %q", printable(e.branch))
+}
+
+func (e *noBranchError) hint() string {
+	const shown = 5
+	list := e.exist[:min(len(e.exist), shown)]
+	text := "Set source.branch to one that exists: " + printable(strings.Join(list, ", "))
+	if more := len(e.exist) - len(list); more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	if len(list) == 0 {
+		return "Push a branch first: there is none."
+	}
+	return text + "."
+}
+
+type hostKeyError struct{ text, hint string }
+
+func (e *hostKeyError) Error() string { return e.text }
+
+// explain turns what a fetch ended with into what its reader can act on.
+func (s *Source) explain(ctx context.Context, err error) error {
+	var done *source.Error
+	if errors.As(err, &done) {
+		return done
+	}
+	var local *failure
+	if errors.As(err, &local) {
+		return &source.Error{Err: local, Hint: localHint(err)}
+	}
+	if s.isLocal(err) {
+		return &source.Error{Err: localFailure("writing the mirror", err), Hint: localHint(err)}
+	}
+	text, hint := s.describe(ctx, err)
+	return &source.Error{
+		Err:  &failure{kind: source.ErrUnavailable, text: "fetching " + s.remote.display + ": " + text, cause: err},
+		Hint: hint,
+	}
+}
+
+// isLocal tells a full disk or an unwritable cache from a failing remote.
+func (s *Source) isLocal(err error) bool {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return true
+	}
+	var at *fs.PathError
+	return errors.As(err, &at) && (strings.HasPrefix(at.Path, s.Dir+"/") || strings.HasPrefix(at.Path, s.Dir+partInfix))
+}
+
+func localHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "Make room on the file system of the cache directory; what is in the mirror may be deleted at any time."
+	case errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return "The user that fetches must be able to write the cache directory and to read the files that the configuration names."
+	}
+	return ""
+}
+
+func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
+	var (
+		branch    *noBranchError
+		key       *hostKeyError
+		dns       *net.DNSError
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		verify    *tls.CertificateVerificationError
+		record    tls.RecordHeaderError
+		alert     tls.AlertError
+		status    *githttp.Err
+		said      *pktline.ErrorLine
+		broken    *packfile.Error
+		text0     = printable(firstLine(err.Error()))
+	)
+	host := s.remote.address()
+	switch {
+	case errors.As(err, &branch):
+		return branch.Error(), branch.hint()
+	case errors.As(err, &key):
+		return key.text, key.hint
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return fmt.Sprintf("no answer, or not all of it, within %s", s.Timeout),
+			"The server stalls or the repository is large: see source.timeout."
+	case errors.Is(ctx.Err(), context.Canceled):
+		return "interrupted", ""
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Sprintf("no such host: %s", dns.Name), "Check source.url, and whether this machine can resolve names."
+	case errors.As(err, &dns):
+		return fmt.Sprintf("looking up %s: %s", dns.Name, dns.Err), "Check whether this machine can resolve names."
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused by " + host, "Nothing listens there: check the port in source.url, and whether the server is up."
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return "no route to " + host, "Check this machine's network."
+	case errors.As(err, &name):
+		return "TLS: " + printable(name.Error()), "The certificate is for another name than the one in source.url."
+	case errors.As(err, &authority):
+		return "TLS: the certificate is signed by an unknown authority", "Name the authority's certificate in source.ca_file."
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "TLS: the certificate has expired or is not valid yet", "Renew it, and check this machine's clock."
+	case errors.As(err, &invalid):
+		return "TLS: " + printable(invalid.Error()), "The server's certificate cannot be used."
+	case errors.As(err, &verify):
+		return "TLS: " + printable(verify.Err.Error()), "The server's certificate cannot be used."
+	case errors.As(err, &record):
+		return "TLS: " + host + " does not speak it", "Check scheme and port in source.url."
+	case errors.As(err, &alert):
+		return "TLS: refused by the server: " + alert.Error(), ""
+	case errors.Is(err, transport.ErrAuthenticationRequired), errors.Is(err, transport.ErrAuthorizationFailed):
+		if s.TokenFile == "" && s.PasswordFile == "" {
+			return "the server asks for credentials", "Name a token file in source.token_file."
+		}
+		return "authentication refused", "The token or password is wrong, has expired, or may not read this repository."
+	case strings.Contains(err.Error(), "ssh: unable to authenticate"):
+		return fmt.Sprintf("authentication refused for user %s", printable(s.remote.endpoint.User)),
+			"The server does not accept this host's key: add its public half there as a read-only deploy key."
+	case strings.Contains(err.Error(), "no common algorithm for host key"):
+		return "the server has no host key of a type that is known for " + host, s.scanHint()
+	case errors.Is(err, transport.ErrRepositoryNotFound):
+		if s.remote.endpoint.Protocol == "https" && s.TokenFile == "" && s.PasswordFile == "" {
+			return "no such repository", "Check the path in source.url; to whom a private repository is not open, many servers say that it does not exist."
+		}
+		return "no such repository", "Check the path in source.url, and that the credentials may read it."
+	case errors.Is(err, transport.ErrEmptyRemoteRepository):
+		return "the repository is empty", "Push a commit first."
+	case errors.Is(err, exec.ErrNotFound):
+		return "git is not installed, which is needed for a repository on this machine", "Install git, or use an https or ssh URL."
+	case errors.As(err, &status):
+		return fmt.Sprintf("the server answered %d %s", status.StatusCode(), strings.TrimSpace(printable(firstLine(status.Reason)))),
+			"Look into the server's log."
+	case errors.As(err, &said):
+		return "the server said: " + printable(firstLine(said.Text)), ""
+	case errors.Is(err, source.ErrDamaged), errors.As(err, &broken), errors.Is(err, packfile.ErrEmptyPackfile),
+		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return "the server broke off, or sent what cannot be read: " + text0, "It is tried again at the next run."
+	case isSSH(err):
+		return text0, "Check source.url with ssh -v."
+	}
+	return text0, ""
+}
+
+func isSSH(err error) bool {
+	var exit *ssh.ExitError
+	var missing *ssh.ExitMissingError
+	return errors.As(err, &exit) || errors.As(err, &missing) || strings.Contains(err.Error(), "ssh: ")
+}
+
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return line
+}
+
+// printable takes from foreign text what could steer a terminal, and bounds it.
+func printable(text string) string {
+	const limit = 400
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, text)
+}
+
+// plainWriter passes a server's progress on, without escape sequences.
+type plainWriter struct{ w io.Writer }
+
+func (p *plainWriter) Write(data []byte) (int, error) {
+	clean := strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' || r == '\r' {
+			return r
+		}
+		return -1
+	}, string(data))
+	if _, err := io.WriteString(p.w, clean); err != nil {
+		return 0, err
+	}
+	return len(data), nil
+}

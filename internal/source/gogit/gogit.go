@@ -1,0 +1,216 @@
+// Package gogit fetches the fleet repo with go-git into a bare mirror with a
+// single branch, and reads trees from it.
+//
+// Its one rule: the mirror is a cache. Nothing in it is believed without being
+// hashed again, and whatever is wrong with it is cured by cloning it again. It
+// is the only importer of go-git and of what go-git brings for ssh.
+package gogit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/sirupsen/logrus"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// DefaultTimeout bounds a fetch when Options.Timeout is 0.
+const DefaultTimeout = 2 * time.Minute
+
+// maxPacks is how many packs the mirror may have before it is cloned again at a
+// moment when nothing is new: each fetch adds one, none is ever merged, and
+// every run opens them all.
+const maxPacks = 64
+
+// Options says where the fleet repo is and how to get at it.
+type Options struct {
+	URL    string // https, ssh (both spellings), git, file, http without credentials, or a path
+	Branch string // short name; empty: Ref, else what the mirror has, else the remote's HEAD
+	Ref    string // Revision.Ref of an earlier fetch, remembered by the caller; Branch wins
+	Dir    string // the mirror; its parent is made when it is missing
+
+	// FullHistory makes a first clone bring every commit instead of the newest one,
+	// which the caller needs when it has to prove descent from an older commit.
+	FullHistory bool
+	Timeout     time.Duration // of one whole Fetch
+
+	KnownHosts   []string // files, missing ones are passed over; ssh only
+	SSHKey       string   // file; empty: the agent
+	Username     string   // http(s), or the ssh user when the URL names none
+	PasswordFile string   // http(s)
+	TokenFile    string   // http(s), instead of PasswordFile
+	CAFile       string   // https: trusted instead of the system's CAs
+
+	Progress io.Writer // what the server says while it packs, for a terminal; nil: nothing
+	Log      logrus.FieldLogger
+}
+
+// Source is a fleet repo and its mirror. It is used by one goroutine at a time.
+type Source struct {
+	Options
+	remote remote
+	mirror *mirror // as the last Fetch or Tree left it; nil: open it again
+}
+
+// New checks the options as far as that is possible without touching anything.
+func New(o Options) (*Source, error) {
+	r, err := parseRemote(o)
+	if err != nil {
+		return nil, err
+	}
+	if o.Timeout <= 0 {
+		o.Timeout = DefaultTimeout
+	}
+	return &Source{Options: o, remote: r}, nil
+}
+
+// Fetch brings the tip of the branch. When the mirror has it already, nothing
+// but the remote's ref is read.
+func (s *Source) Fetch(ctx context.Context) (source.Revision, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
+
+	type result struct {
+		m   *mirror
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		// Not every wait in go-git ends with its context (dialling, the ssh
+		// handshake): whoever is late writes to the mirror no more, see commit.
+		m, err := s.fetch(ctx)
+		done <- result{m, err}
+	}()
+	var r result
+	select {
+	case r = <-done:
+	case <-ctx.Done():
+		select {
+		case r = <-done:
+		case <-time.After(200 * time.Millisecond): // to remove what it was writing
+			r.err = ctx.Err()
+		}
+	}
+	if r.err != nil {
+		return source.Revision{}, s.explain(ctx, r.err)
+	}
+	s.mirror = r.m
+	return source.Revision{Ref: r.m.ref.String(), Commit: r.m.tip.String()}, nil
+}
+
+func (s *Source) fetch(ctx context.Context) (_ *mirror, err error) {
+	defer recovered(&err)
+	m, err := openMirror(s.Dir)
+	switch {
+	case errors.Is(err, errNoMirror):
+	case errors.Is(err, source.ErrDamaged):
+		s.Log.WithError(err).Warn("the mirror is damaged: cloning it again")
+	case err != nil:
+		return nil, err
+	case m.url != s.remote.display:
+		s.Log.Infof("the mirror is one of %s: cloning again", m.url)
+		m = nil
+	}
+
+	tip, err := s.tip(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	defer tip.close()
+	if m == nil {
+		return s.clone(ctx, tip)
+	}
+	if m.tip == tip.hash && m.ref == tip.ref {
+		if m.packs <= maxPacks {
+			return m, nil
+		}
+		fresh, err := s.clone(ctx, tip)
+		if err != nil {
+			s.Log.WithError(err).Debug("the mirror has many packs and could not be cloned again: going on with it")
+			return m, nil
+		}
+		return fresh, nil
+	}
+	updated, err := s.update(ctx, m, tip)
+	if errors.Is(err, source.ErrDamaged) {
+		s.Log.WithError(err).Warn("the mirror is damaged: cloning it again")
+		return s.clone(ctx, tip)
+	}
+	return updated, err
+}
+
+// Tree opens the tree of a commit that is in the mirror. It, and the tree that
+// it returns, fail with source.ErrDamaged where the mirror is: Discard, and
+// Fetch again.
+func (s *Source) Tree(ctx context.Context, commit string) (source.Tree, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	c, err := m.commit(plumbing.NewHash(commit))
+	if err != nil {
+		return nil, err
+	}
+	return newTree(m, c.TreeHash), nil
+}
+
+// Describe reads what a commit says about itself.
+func (s *Source) Describe(ctx context.Context, commit string) (source.CommitInfo, error) {
+	if err := ctx.Err(); err != nil {
+		return source.CommitInfo{}, err
+	}
+	m, err := s.open()
+	if err != nil {
+		return source.CommitInfo{}, err
+	}
+	c, err := m.commit(plumbing.NewHash(commit))
+	if err != nil {
+		return source.CommitInfo{}, err
+	}
+	return source.CommitInfo{
+		Subject: printable(firstLine(c.Message)),
+		Author:  printable(fmt.Sprintf("%s <%s>", c.Author.Name, c.Author.Email)),
+		Time:    c.Committer.When,
+	}, nil
+}
+
+// Discard removes the mirror. The next Fetch clones it again.
+func (s *Source) Discard() error {
+	s.close()
+	if err := removeMirror(s.Dir); err != nil {
+		return &source.Error{Err: fmt.Errorf("removing the mirror: %w: %w", source.ErrLocal, err)}
+	}
+	return nil
+}
+
+// Close gives back the mirror's open files.
+func (s *Source) Close() error {
+	s.close()
+	return nil
+}
+
+func (s *Source) close() {
+	if s.mirror != nil {
+		s.mirror.close()
+		s.mirror = nil
+	}
+}
+
+func (s *Source) open() (*mirror, error) {
+	if s.mirror == nil {
+		m, err := openMirror(s.Dir)
+		if err != nil {
+			return nil, err
+		}
+		s.mirror = m
+	}
+	return s.mirror, nil
+}

@@ -1,0 +1,487 @@
+package gogit
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/go-git/go-billy/v5/osfs"
+	"github.com/go-git/go-git/v5/config"
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+	"github.com/go-git/go-git/v5/plumbing/object"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/sideband"
+	"github.com/go-git/go-git/v5/storage/filesystem"
+	"github.com/pjbgf/sha1cd"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+var errNoMirror = errors.New("there is no mirror yet")
+
+const (
+	// largeObject is the size above which a blob is streamed from its pack
+	// instead of being held in memory.
+	largeObject = 1 << 20
+	// objectCache bounds what go-git keeps of the small objects and delta bases.
+	objectCache = 8 * cache.MiByte
+	// maxMeta bounds a commit or one folder's tree object: 32 MiB is half a
+	// million entries.
+	maxMeta = 32 << 20
+)
+
+// mirror is an open mirror whose tip was read and hashed.
+type mirror struct {
+	dir   string
+	store *filesystem.Storage
+	url   string
+	ref   plumbing.ReferenceName
+	tip   plumbing.Hash
+	packs int
+
+	mu sync.Mutex // go-git's storage is for one goroutine
+}
+
+// openMirror opens the mirror at dir: errNoMirror when there is none,
+// source.ErrDamaged when its tip or the root of its tree cannot be read.
+func openMirror(dir string) (_ *mirror, err error) {
+	if entries, err := os.ReadDir(dir); errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil, errNoMirror
+	} else if err != nil {
+		return nil, localFailure("opening the mirror", err)
+	}
+	m := newMirror(dir)
+	defer func() {
+		if err != nil {
+			m.close()
+		}
+	}()
+	defer recovered(&err)
+
+	cfg, err := m.store.Config()
+	if err != nil {
+		return nil, damaged("its config", err)
+	}
+	if origin := cfg.Remotes[originName]; origin != nil && len(origin.URLs) > 0 {
+		m.url = origin.URLs[0]
+	}
+	head, err := m.store.Reference(plumbing.HEAD)
+	if err != nil {
+		return nil, damaged("HEAD", err)
+	}
+	if head.Type() != plumbing.SymbolicReference {
+		return nil, damaged("HEAD", errors.New("it names no branch"))
+	}
+	tip, err := m.store.Reference(head.Target())
+	if err != nil {
+		return nil, damaged(head.Target().String(), err)
+	}
+	m.ref, m.tip = head.Target(), tip.Hash()
+	if m.packs, err = checkPacks(dir); err != nil {
+		return nil, err
+	}
+	if err := m.checkTip(m.tip); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+const originName = "origin"
+
+func newMirror(dir string) *mirror {
+	return &mirror{dir: dir, store: filesystem.NewStorageWithOptions(
+		osfs.New(dir, osfs.WithBoundOS()),
+		cache.NewObjectLRU(objectCache),
+		filesystem.Options{ExclusiveAccess: true, KeepDescriptors: true, LargeObjectThreshold: largeObject},
+	)}
+}
+
+func (m *mirror) close() { _ = m.store.ObjectStorage.Close() }
+
+// checkTip reads the commit and the root of its tree.
+func (m *mirror) checkTip(tip plumbing.Hash) error {
+	c, err := m.commit(tip)
+	if err != nil {
+		return err
+	}
+	_, err = m.read(plumbing.TreeObject, c.TreeHash)
+	return err
+}
+
+// checkPacks compares the end of every pack with the checksum that is its name:
+// go-git notices a pack that was cut short only when it needs what is missing.
+func checkPacks(dir string) (int, error) {
+	folder := filepath.Join(dir, "objects", "pack")
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return 0, damaged("its packs", err)
+	}
+	packs := 0
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".pack")
+		if !ok {
+			continue
+		}
+		packs++
+		if err := checkPack(filepath.Join(folder, e.Name()), strings.TrimPrefix(name, "pack-")); err != nil {
+			return packs, damaged(e.Name(), err)
+		}
+	}
+	return packs, nil
+}
+
+func checkPack(path, sum string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	trailer := make([]byte, sha1cd.Size)
+	if _, err := f.Seek(-int64(len(trailer)), io.SeekEnd); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(f, trailer); err != nil {
+		return err
+	}
+	if hex.EncodeToString(trailer) != sum {
+		return errors.New("it does not end as its name says")
+	}
+	return nil
+}
+
+// encoded looks an object up.
+func (m *mirror) encoded(t plumbing.ObjectType, id plumbing.Hash) (obj plumbing.EncodedObject, err error) {
+	defer recovered(&err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if obj, err = m.store.EncodedObject(t, id); err != nil {
+		return nil, damaged(t.String()+" "+id.String(), err)
+	}
+	return obj, nil
+}
+
+// stream reads an object, and fails at its end when it is not what id names.
+func (m *mirror) stream(obj plumbing.EncodedObject, id plumbing.Hash) (_ io.ReadCloser, err error) {
+	defer recovered(&err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := obj.Reader()
+	if err != nil {
+		return nil, damaged(obj.Type().String()+" "+id.String(), err)
+	}
+	h := sha1cd.New()
+	fmt.Fprintf(h, "%s %d\x00", obj.Type(), obj.Size())
+	return &hashingReader{r: r, hash: h, id: id, kind: obj.Type()}, nil
+}
+
+// read reads a commit or a tree whole.
+func (m *mirror) read(t plumbing.ObjectType, id plumbing.Hash) ([]byte, error) {
+	obj, err := m.encoded(t, id)
+	if err != nil {
+		return nil, err
+	}
+	if obj.Size() > maxMeta {
+		return nil, fmt.Errorf("%s %s: %d bytes, more than the limit of %d", t, id, obj.Size(), maxMeta)
+	}
+	r, err := m.stream(obj, id)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+func (m *mirror) commit(id plumbing.Hash) (*object.Commit, error) {
+	data, err := m.read(plumbing.CommitObject, id)
+	if err != nil {
+		return nil, err
+	}
+	obj := &plumbing.MemoryObject{}
+	obj.SetType(plumbing.CommitObject)
+	if _, err := obj.Write(data); err != nil {
+		return nil, err
+	}
+	c := &object.Commit{}
+	if err := c.Decode(obj); err != nil {
+		return nil, damaged("commit "+id.String(), err)
+	}
+	return c, nil
+}
+
+// hashingReader compares what passed with the id at the end of the object.
+type hashingReader struct {
+	r    io.ReadCloser
+	hash hash.Hash
+	id   plumbing.Hash
+	kind plumbing.ObjectType
+	err  error
+}
+
+func (h *hashingReader) Read(p []byte) (n int, err error) {
+	if h.err != nil {
+		return 0, h.err
+	}
+	defer func() { h.err = err }()
+	defer recovered(&err)
+	n, err = h.r.Read(p)
+	h.hash.Write(p[:n])
+	switch {
+	case err == nil:
+	case !errors.Is(err, io.EOF):
+		err = damaged(h.kind.String()+" "+h.id.String(), err)
+	default:
+		err = io.EOF
+		sum, collision := h.hash.(sha1cd.CollisionResistantHash).CollisionResistantSum(nil)
+		if collision {
+			err = fmt.Errorf("%s %s is part of a SHA-1 collision attack: %w", h.kind, h.id, source.ErrUntrusted)
+		} else if plumbing.Hash(sum) != h.id {
+			err = damaged(h.kind.String()+" "+h.id.String(), errors.New("its bytes are not what its id names"))
+		}
+	}
+	return n, err
+}
+
+func (h *hashingReader) Close() error { return h.r.Close() }
+
+// clone makes a mirror beside the old one, if there is one, and takes its place.
+func (s *Source) clone(ctx context.Context, tip *tip) (_ *mirror, err error) {
+	parent := filepath.Dir(s.Dir)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return nil, localFailure("making the cache directory", err)
+	}
+	if err := removeParts(s.Dir); err != nil {
+		return nil, localFailure("removing a half-made clone", err)
+	}
+	part, err := os.MkdirTemp(parent, filepath.Base(s.Dir)+partInfix)
+	if err != nil {
+		return nil, localFailure("making the mirror", err)
+	}
+	defer func() { _ = os.RemoveAll(part) }() // gone already when all went well
+
+	m := newMirror(part)
+	defer m.close()
+	if err := m.store.Init(); err != nil {
+		return nil, localFailure("making the mirror", err)
+	}
+	cfg := config.NewConfig()
+	cfg.Core.IsBare = true
+	cfg.Remotes[originName] = &config.RemoteConfig{Name: originName, URLs: []string{s.remote.display}}
+	if err := m.store.SetConfig(cfg); err != nil {
+		return nil, localFailure("making the mirror", err)
+	}
+	depth := 1
+	if s.FullHistory {
+		depth = 0
+	}
+	if err := s.transfer(ctx, m, tip, depth); err != nil {
+		return nil, err
+	}
+	if err := m.commitTip(ctx, tip); err != nil {
+		return nil, err
+	}
+	if err := os.RemoveAll(s.Dir); err != nil {
+		return nil, localFailure("removing the old mirror", err)
+	}
+	if err := os.Rename(part, s.Dir); err != nil {
+		return nil, localFailure("putting the mirror in its place", err)
+	}
+	return openMirror(s.Dir)
+}
+
+// update transfers what the mirror lacks of the new tip.
+func (s *Source) update(ctx context.Context, m *mirror, tip *tip) (*mirror, error) {
+	defer m.close()
+	if err := removeLeftovers(m.dir); err != nil {
+		return nil, localFailure("removing a half-made pack", err)
+	}
+	// The tip may be here already, after a force-push there and back.
+	if m.checkTip(tip.hash) != nil {
+		err := s.transfer(ctx, m, tip, 0)
+		if e := removeLeftovers(m.dir); err == nil && e != nil {
+			err = localFailure("removing a half-made pack", e)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	fresh := newMirror(m.dir) // with the index of the new pack
+	defer fresh.close()
+	if err := fresh.commitTip(ctx, tip); err != nil {
+		return nil, err
+	}
+	return openMirror(s.Dir)
+}
+
+// transfer asks for the tip, naming what the mirror has, and stores the pack.
+// It does not use go-git's Remote.Fetch: that opens a second session after the
+// one that asked for the ref, and keeps from the server that the mirror is
+// shallow, which then leaves out objects of older commits that a new one uses
+// again.
+func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (err error) {
+	session, advertised, err := tip.session(ctx)
+	if err != nil {
+		return err
+	}
+	req := packp.NewUploadPackRequestFromCapabilities(advertised.Capabilities)
+	req.Wants = []plumbing.Hash{tip.hash}
+	if s.Progress == nil && advertised.Capabilities.Supports(capability.NoProgress) {
+		if err := req.Capabilities.Set(capability.NoProgress); err != nil {
+			return err
+		}
+	}
+	if m.tip != plumbing.ZeroHash {
+		req.Haves = []plumbing.Hash{m.tip}
+		if req.Shallows, err = m.store.Shallow(); err != nil {
+			return damaged("its shallow file", err)
+		}
+	}
+	if depth > 0 && !advertised.Capabilities.Supports(capability.Shallow) {
+		depth = 0 // a server that can only send everything
+	}
+	req.Depth = packp.DepthCommits(depth)
+	if depth > 0 || len(req.Shallows) > 0 {
+		if err := req.Capabilities.Set(capability.Shallow); err != nil {
+			return err
+		}
+	}
+	resp, err := session.UploadPack(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := resp.Close(); err == nil && e != nil {
+			err = e
+		}
+	}()
+	if len(resp.Shallows) > 0 {
+		if err := m.store.SetShallow(resp.Shallows); err != nil {
+			return localFailure("writing the mirror", err)
+		}
+	}
+	var pack io.Reader = &contextReader{ctx, resp}
+	kind := sideband.Type(-1)
+	switch {
+	case req.Capabilities.Supports(capability.Sideband64k):
+		kind = sideband.Sideband64k
+	case req.Capabilities.Supports(capability.Sideband):
+		kind = sideband.Sideband
+	}
+	if kind >= 0 {
+		demuxer := sideband.NewDemuxer(kind, pack)
+		if s.Progress != nil {
+			demuxer.Progress = &plainWriter{s.Progress}
+		}
+		pack = demuxer
+	}
+	if err := packfile.UpdateObjectStorage(m.store, pack); err != nil {
+		return fmt.Errorf("receiving the pack: %w", err)
+	}
+	return nil
+}
+
+// contextReader ends a transfer with its context, also where the transport
+// does not look at it.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// commitTip makes the transferred tip the mirror's, unless the fetch was given
+// up meanwhile: it is the last thing that a fetch writes.
+func (m *mirror) commitTip(ctx context.Context, tip *tip) error {
+	if err := m.checkTip(tip.hash); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := replace(filepath.Join(m.dir, filepath.FromSlash(tip.ref.String())), tip.hash.String()+"\n"); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	if err := replace(filepath.Join(m.dir, "HEAD"), "ref: "+tip.ref.String()+"\n"); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	return nil
+}
+
+// replace writes a small file of the mirror in one step. It does not wait for
+// the disk: a mirror that a power cut damaged is cloned again.
+func replace(path, data string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	temp := path + ".new"
+	if err := os.WriteFile(temp, []byte(data), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+const partInfix = ".part-"
+
+func removeParts(dir string) error {
+	parts, err := filepath.Glob(globEscape(dir) + partInfix + "*")
+	for _, p := range parts {
+		err = errors.Join(err, os.RemoveAll(p))
+	}
+	return err
+}
+
+// removeLeftovers removes packs that a fetch before this one, or this one, left
+// unfinished: go-git does not.
+func removeLeftovers(dir string) error {
+	temps, err := filepath.Glob(filepath.Join(globEscape(dir), "objects", "pack", "tmp_*"))
+	for _, t := range temps {
+		err = errors.Join(err, os.Remove(t))
+	}
+	return err
+}
+
+func removeMirror(dir string) error {
+	return errors.Join(removeParts(dir), os.RemoveAll(dir))
+}
+
+func globEscape(path string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(path)
+}
+
+// damaged marks what is wrong with the mirror itself; a machine without memory
+// or open files left is at fault itself.
+func damaged(what string, err error) error {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EACCES, syscall.EPERM, syscall.EIO} {
+		if errors.Is(err, e) {
+			return localFailure("reading the mirror", err)
+		}
+	}
+	return fmt.Errorf("%w: %s: %w", source.ErrDamaged, what, err)
+}
+
+func localFailure(doing string, err error) error {
+	return &failure{kind: source.ErrLocal, text: doing + ": " + err.Error(), cause: err}
+}
+
+// recovered turns a panic of go-git over foreign bytes into an error.
+func recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = damaged("it cannot be read", fmt.Errorf("%v", r))
+	}
+}

@@ -1,0 +1,178 @@
+package gogit
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/go-git/go-git/v5/plumbing"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// tree is the tree of one commit. It may be used by several goroutines.
+type tree struct {
+	m    *mirror
+	root plumbing.Hash
+
+	mu      sync.Mutex
+	folders map[plumbing.Hash][]source.Entry // names instead of paths
+}
+
+func newTree(m *mirror, root plumbing.Hash) *tree {
+	return &tree{m: m, root: root, folders: map[plumbing.Hash][]source.Entry{}}
+}
+
+func (t *tree) Entry(p string) (source.Entry, error) {
+	at := source.Entry{Path: ".", Mode: source.Directory, ID: t.root.String()}
+	if p == "." {
+		return at, nil
+	}
+	if !fs.ValidPath(p) {
+		return source.Entry{}, &fs.PathError{Op: "look up", Path: p, Err: fs.ErrInvalid}
+	}
+	for rest := p; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		if at.Mode == source.Symlink {
+			return source.Entry{}, &source.SymlinkError{Path: p, Link: at.Path}
+		}
+		if at.Mode != source.Directory {
+			return source.Entry{}, notExist(p)
+		}
+		entries, err := t.folder(plumbing.NewHash(at.ID))
+		if err != nil {
+			return source.Entry{}, err
+		}
+		found := false
+		for _, e := range entries {
+			if e.Path == name {
+				e.Path, found = path.Join(at.Path, name), true
+				at = e
+				break
+			}
+		}
+		if !found {
+			return source.Entry{}, notExist(p)
+		}
+	}
+	return at, nil
+}
+
+func (t *tree) List(p string) ([]source.Entry, error) {
+	at, err := t.Entry(p)
+	if err != nil {
+		return nil, err
+	}
+	if at.Mode == source.Symlink {
+		return nil, &source.SymlinkError{Path: p, Link: p}
+	}
+	if at.Mode != source.Directory {
+		return nil, notExist(p)
+	}
+	entries, err := t.folder(plumbing.NewHash(at.ID))
+	if err != nil {
+		return nil, err
+	}
+	list := make([]source.Entry, len(entries))
+	for i, e := range entries {
+		e.Path = path.Join(p, e.Path)
+		list[i] = e
+	}
+	return list, nil
+}
+
+func (t *tree) Size(e source.Entry) (int64, error) {
+	obj, err := t.m.encoded(plumbing.BlobObject, plumbing.NewHash(e.ID))
+	if err != nil {
+		return 0, err
+	}
+	return obj.Size(), nil
+}
+
+func (t *tree) Open(e source.Entry) (io.ReadCloser, error) {
+	id := plumbing.NewHash(e.ID)
+	obj, err := t.m.encoded(plumbing.BlobObject, id)
+	if err != nil {
+		return nil, err
+	}
+	return t.m.stream(obj, id)
+}
+
+func (t *tree) folder(id plumbing.Hash) ([]source.Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if entries, ok := t.folders[id]; ok {
+		return entries, nil
+	}
+	data, err := t.m.read(plumbing.TreeObject, id)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := parseTree(data)
+	if err != nil {
+		return nil, fmt.Errorf("tree %s: %w", id, err)
+	}
+	t.folders[id] = entries
+	return entries, nil
+}
+
+// parseTree reads git's tree format: mode, space, name, NUL, id. What it says
+// was hashed already, so a mistake in it is its author's.
+func parseTree(data []byte) ([]source.Entry, error) {
+	var entries []source.Entry
+	seen := map[string]bool{}
+	for len(data) > 0 {
+		mode, rest, ok := bytes.Cut(data, []byte(" "))
+		name, rest, ok2 := bytes.Cut(rest, []byte("\x00"))
+		if !ok || !ok2 || len(rest) < len(plumbing.ZeroHash) {
+			return nil, errors.New("it is no tree")
+		}
+		bits, err := strconv.ParseUint(string(mode), 8, 32)
+		if err != nil {
+			return nil, errors.New("it is no tree")
+		}
+		n := string(name)
+		switch {
+		case n == "" || n == "." || n == ".." || strings.Contains(n, "/"), strings.EqualFold(n, ".git"):
+			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", n)
+		case seen[n]:
+			return nil, fmt.Errorf("it has two entries named %q", n)
+		}
+		seen[n] = true
+		var id plumbing.Hash
+		copy(id[:], rest)
+		entries = append(entries, source.Entry{Path: n, Mode: canonical(source.Mode(bits)), ID: id.String()})
+		data = rest[len(id):]
+	}
+	sortByName(entries)
+	return entries, nil
+}
+
+// canonical knows the regular modes that git wrote before it settled on two.
+func canonical(m source.Mode) source.Mode {
+	if m&0o170000 != 0o100000 {
+		return m
+	}
+	if m&0o100 != 0 {
+		return source.Executable
+	}
+	return source.Regular
+}
+
+func notExist(p string) error {
+	return &fs.PathError{Op: "look up", Path: p, Err: fs.ErrNotExist}
+}
+
+// sortByName gives byte order of names; git sorts a folder as if its name ended
+// in a slash.
+func sortByName(entries []source.Entry) {
+	slices.SortFunc(entries, func(a, b source.Entry) int { return strings.Compare(a.Path, b.Path) })
+}
