@@ -113,3 +113,22 @@ func (f Finding) text() string {
 	}
 	return b.String()
 }
+
+// Failure is the error that a list with errors in it is returned as.
+type Failure struct{ Findings List }
+
+func (f *Failure) Error() string {
+	errs := f.Findings.Errors()
+	if len(errs) == 1 {
+		return errs[0].Position.String() + ": " + errs[0].Message
+	}
+	return fmt.Sprintf("%d things are wrong with the host config", len(errs))
+}
+
+// Err returns a *Failure when the list holds an error.
+func (l List) Err() error {
+	if len(l.Errors()) == 0 {
+		return nil
+	}
+	return &Failure{Findings: l}
+}

@@ -8,11 +8,16 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 )
 
 // Lock is the run lock: a flock beside the state, which the kernel gives back
 // however the run ends.
-type Lock struct{ f *os.File }
+type Lock struct {
+	f      *os.File
+	holder string // where Say writes: on tmpfs, a quiet run writes nothing to disk
+}
 
 // BusyError says that another run holds the lock.
 type BusyError struct{ Holder string }
@@ -30,22 +35,19 @@ func Acquire(dirs Dirs) (*Lock, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			holder, _ := os.ReadFile(f.Name()) // only for the message: what cannot be read is not named
+			holder, _ := os.ReadFile(holderFile(dirs)) // only for the message: what cannot be read is not named
 			return nil, &BusyError{Holder: strings.TrimSpace(string(holder))}
 		}
 		return nil, fmt.Errorf("taking the run lock: %w", err)
 	}
-	return &Lock{f: f}, nil
+	return &Lock{f: f, holder: holderFile(dirs)}, nil
 }
+
+func holderFile(dirs Dirs) string { return filepath.Join(dirs.Run, "holder") }
 
 // Say writes what the run does now, for whoever meets the lock.
 func (l *Lock) Say(what string) error {
-	text := fmt.Sprintf("pid %d, %s\n", os.Getpid(), what)
-	if err := l.f.Truncate(0); err != nil {
-		return err
-	}
-	_, err := l.f.WriteAt([]byte(text), 0)
-	return err
+	return atomicfile.WriteVolatile(l.holder, fmt.Appendf(nil, "pid %d, %s\n", os.Getpid(), what), 0o644)
 }
 
 // Release gives the lock back.

@@ -1,0 +1,283 @@
+// Package contents turns the contents that a host config names into bytes.
+//
+// Its one rule: bytes are streamed and bounded, and a reader that ends without
+// an error has passed every check that the host config asks for.
+package contents
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// Opener opens contents.
+type Opener struct {
+	Tree      source.Tree
+	Downloads string // directory of what was fetched over http(s), by its hash
+	MaxFile   int64  // bytes, of what is decompressed or fetched
+	Client    *http.Client
+}
+
+// MismatchError says that contents are not what verification.hash says.
+type MismatchError struct{ Want, Got string }
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("contents do not match verification.hash: it says %s, they are %s", e.Want, e.Got)
+}
+
+// LimitError says that contents are larger than translate.max_file.
+type LimitError struct{ Max int64 }
+
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("contents are larger than %d bytes once decompressed or fetched (translate.max_file)", e.Max)
+}
+
+// Key names the wanted bytes by where they come from: equal keys are equal
+// bytes, so what is known about one key is not read again.
+func Key(c desired.Content) string {
+	var key string
+	switch {
+	case c.Blob != "":
+		key = "git:" + c.Blob
+	case c.URL != "":
+		return "verified:" + c.Verify
+	default:
+		sum := sha256.Sum256(c.Inline)
+		key = "sha256:" + hex.EncodeToString(sum[:])
+	}
+	if c.Gzip {
+		key = "gunzip+" + key
+	}
+	if c.Verify != "" {
+		key += "=" + c.Verify
+	}
+	return key
+}
+
+// Open reads the wanted bytes. The caller closes what it gets.
+func (o *Opener) Open(ctx context.Context, c desired.Content) (io.ReadCloser, error) {
+	raw, bounded, err := o.raw(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	r := &reader{Reader: raw, closers: []io.Closer{raw}}
+	if c.Gzip {
+		unzipped, err := gzip.NewReader(raw)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("decompressing: %w", err), raw.Close())
+		}
+		r.Reader, bounded = unzipped, true
+	}
+	if bounded {
+		r.Reader = &limited{r: r.Reader, left: o.MaxFile, max: o.MaxFile}
+	}
+	if c.Verify != "" {
+		verified, err := verify(r.Reader, c.Verify)
+		if err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		r.Reader = verified
+	}
+	return r, nil
+}
+
+// Sum reads the wanted bytes through and returns their SHA-256 in hex and
+// their number.
+func (o *Opener) Sum(ctx context.Context, c desired.Content) (string, int64, error) {
+	r, err := o.Open(ctx, c)
+	if err != nil {
+		return "", 0, err
+	}
+	defer r.Close()
+	sum := sha256.New()
+	n, err := io.Copy(sum, r)
+	if err != nil {
+		return "", 0, err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), n, nil
+}
+
+// raw is what is stored, and whether its size still has to be bounded: git
+// objects and inline data were bounded when the repo was read.
+func (o *Opener) raw(ctx context.Context, c desired.Content) (io.ReadCloser, bool, error) {
+	switch {
+	case c.Blob != "":
+		r, err := o.Tree.Open(source.Entry{Path: c.Path, Mode: source.Regular, ID: c.Blob})
+		return r, false, err
+	case c.URL != "":
+		r, err := o.download(ctx, c)
+		return r, true, err
+	default:
+		return io.NopCloser(bytes.NewReader(c.Inline)), false, nil
+	}
+}
+
+// download fetches once and keeps the file by the hash that it must have. The
+// hash is of the decompressed bytes, so it is checked by whoever reads.
+func (o *Opener) download(ctx context.Context, c desired.Content) (_ io.ReadCloser, err error) {
+	kept := filepath.Join(o.Downloads, strings.ReplaceAll(c.Verify, "/", "_"))
+	if f, err := os.Open(kept); err == nil {
+		return f, nil
+	}
+	if err := os.MkdirAll(o.Downloads, 0o700); err != nil {
+		return nil, err
+	}
+	temp, err := os.CreateTemp(o.Downloads, ".fetch-")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, temp.Close(), os.Remove(temp.Name()))
+		}
+	}()
+	if err := o.fetch(ctx, c, temp); err != nil {
+		return nil, err
+	}
+	if err := o.check(ctx, c, temp); err != nil {
+		return nil, err
+	}
+	if _, err := temp.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return temp, os.Rename(temp.Name(), kept)
+}
+
+// check keeps a wrong answer out of the kept files.
+func (o *Opener) check(_ context.Context, c desired.Content, f *os.File) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	var r io.Reader = f
+	if c.Gzip {
+		unzipped, err := gzip.NewReader(f)
+		if err != nil {
+			return fmt.Errorf("decompressing: %w", err)
+		}
+		r = &limited{r: unzipped, left: o.MaxFile, max: o.MaxFile}
+	}
+	verified, err := verify(r, c.Verify)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, verified)
+	return err
+}
+
+func (o *Opener) fetch(ctx context.Context, c desired.Content, into io.Writer) error {
+	client := *o.Client
+	client.CheckRedirect = func(next *http.Request, via []*http.Request) error {
+		if len(via) > 10 {
+			return errors.New("more than 10 redirects")
+		}
+		if next.URL.Host != via[0].URL.Host {
+			for name := range c.Headers {
+				next.Header.Del(name) // a header may be a credential of the first host
+			}
+		}
+		return nil
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL, nil)
+	if err != nil {
+		return fmt.Errorf("fetching contents: %w", err)
+	}
+	for name, value := range c.Headers {
+		req.Header.Set(name, value)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("fetching contents: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("fetching %s: the server says %s", withoutQuery(c.URL), resp.Status)
+	}
+	if _, err := io.Copy(into, &limited{r: resp.Body, left: o.MaxFile, max: o.MaxFile}); err != nil {
+		return fmt.Errorf("fetching %s: %w", withoutQuery(c.URL), err)
+	}
+	return nil
+}
+
+// withoutQuery keeps what may be a token out of messages.
+func withoutQuery(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "the URL"
+	}
+	u.RawQuery, u.User = "", nil
+	return u.String()
+}
+
+// verify checks what passes against Ignition's verification.hash
+// (sha256-HEX or sha512-HEX) when the end is met.
+func verify(r io.Reader, want string) (io.Reader, error) {
+	name, digest, _ := strings.Cut(want, "-")
+	var sum hash.Hash
+	switch name {
+	case "sha256":
+		sum = sha256.New()
+	case "sha512":
+		sum = sha512.New()
+	default:
+		return nil, fmt.Errorf("verification.hash %q is neither sha256-… nor sha512-…", want)
+	}
+	return &verifier{r: r, name: name, want: strings.ToLower(digest), sum: sum}, nil
+}
+
+type verifier struct {
+	r          io.Reader
+	name, want string
+	sum        hash.Hash
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	v.sum.Write(p[:n])
+	if errors.Is(err, io.EOF) {
+		if got := hex.EncodeToString(v.sum.Sum(nil)); got != v.want {
+			return n, &MismatchError{Want: v.name + "-" + v.want, Got: v.name + "-" + got}
+		}
+	}
+	return n, err
+}
+
+type limited struct {
+	r         io.Reader
+	left, max int64
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		return n, &LimitError{Max: l.max}
+	}
+	return n, err
+}
+
+type reader struct {
+	io.Reader
+	closers []io.Closer
+}
+
+func (r *reader) Close() error {
+	var errs []error
+	for _, c := range r.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,149 @@
+package plan
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// kernel directories hold no configuration that lasts.
+var kernel = []string{"/proc", "/sys", "/dev"}
+
+func below(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
+
+// checkWants refuses paths that nobody may manage, and two that are one file.
+func (m *maker) checkWants() {
+	byReal := map[string]string{}
+	for _, p := range sortedKeys(m.wants) {
+		w := m.wants[p]
+		if i := slices.IndexFunc(kernel, func(dir string) bool { return below(p, dir) }); i >= 0 {
+			m.problem(w.position, "%s lies below %s, which the kernel makes anew at every boot", p, kernel[i])
+			delete(m.wants, p)
+			continue
+		}
+		if i := slices.IndexFunc(m.Settings.Protected, func(dir string) bool { return below(p, dir) }); i >= 0 {
+			m.problem(w.position, "%s lies below %s, where reconf-pull keeps its own state", p, m.Settings.Protected[i])
+			delete(m.wants, p)
+			continue
+		}
+		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+			if above := m.wants[dir]; above != nil && !above.unmask && above.node.Kind != disk.Directory {
+				m.problem(w.position, "%s lies below %s, which is a %s of this config (%s)", p, dir, above.node.Kind, above.position)
+				break
+			}
+		}
+		real, err := m.Host.Path(p)
+		if err != nil {
+			m.problem(w.position, "%s: %v", p, err)
+			continue
+		}
+		if dir, err := filepath.EvalSymlinks(filepath.Dir(real)); err == nil {
+			real = filepath.Join(dir, filepath.Base(real))
+		}
+		if other, ok := byReal[real]; ok {
+			m.problem(w.position, "%s and %s (%s) are one file on this host: a parent of one of them is a link", p, other, m.wants[other].position)
+		}
+		byReal[real] = p
+	}
+}
+
+// resolveOwners turns names into ids. Names that a sysusers.d file of this
+// plan creates stay names until that file was written.
+func (m *maker) resolveOwners(ctx context.Context, w *want) bool {
+	user := m.resolve(ctx, w, "user", w.user, m.Accounts.User, &w.node.UID, &w.node.User)
+	group := m.resolve(ctx, w, "group", w.group, m.Accounts.Group, &w.node.GID, &w.node.Group)
+	return user && group
+}
+
+func (m *maker) resolve(ctx context.Context, w *want, what string, owner desired.Owner, lookup func(context.Context, string) (int, error), id *int, name *string) bool {
+	if owner.Name == "" {
+		*id = owner.ID
+		return true
+	}
+	var err error
+	if *id, err = lookup(ctx, owner.Name); err == nil {
+		return true
+	}
+	if !errors.Is(err, host.ErrNoAccount) {
+		m.problem(w.position, "%s %s of %s: %v", what, owner.Name, w.path, err)
+		return false
+	}
+	if file := m.declares(ctx, what, owner.Name); file != "" {
+		*name = owner.Name
+		if !slices.Contains(m.plan.Sysusers, file) {
+			m.plan.Sysusers = append(m.plan.Sysusers, file)
+		}
+		return true
+	}
+	m.problem(w.position, "%s %s of %s does not exist on this host, and no sysusers.d file of this config declares it", what, owner.Name, w.path)
+	return false
+}
+
+// declares names the sysusers.d file of this plan that creates the account
+// (sysusers.d(5): u and u! lines create a user and its group, g a group).
+func (m *maker) declares(ctx context.Context, what, name string) string {
+	for _, p := range sortedKeys(m.wants) {
+		w := m.wants[p]
+		if w.content == nil || path.Ext(p) != ".conf" || !strings.HasSuffix(path.Dir(p), "/sysusers.d") {
+			continue
+		}
+		r, err := m.Contents.Open(ctx, *w.content)
+		if err != nil {
+			continue // reported where the file itself is compared
+		}
+		lines := bufio.NewScanner(io.LimitReader(r, 1<<20))
+		declared := false
+		for lines.Scan() {
+			fields := strings.Fields(lines.Text())
+			if len(fields) < 2 || strings.Trim(fields[1], `"'`) != name {
+				continue
+			}
+			kind := strings.TrimRight(fields[0], "!-")
+			declared = declared || kind == "u" || kind == "g" && what == "group"
+		}
+		if r.Close(); declared {
+			return p
+		}
+	}
+	return ""
+}
+
+// finish sorts what was found and makes the manifest of it.
+func (m *maker) finish() {
+	for _, p := range sortedKeys(m.items) {
+		item := m.items[p]
+		m.plan.Items = append(m.plan.Items, *item)
+	}
+	slices.SortFunc(m.next, func(a, b state.Entry) int { return strings.Compare(a.Path, b.Path) })
+	m.plan.Manifest.Entries = m.next
+	slices.Sort(m.plan.Sysusers)
+	for i := range m.plan.Items {
+		if m.plan.Items[i].Action == Conflict && m.Settings.OnConflict == "fail" {
+			m.problem(m.position(m.plan.Items[i].Path), "%s was changed on the host and in the repo (apply.on_conflict = \"fail\")", m.plan.Items[i].Path)
+		}
+	}
+}
+
+// ignored reports sections that changed and take effect on new machines only.
+func (m *maker) ignored() {
+	before := map[string]desired.Section{}
+	for _, s := range m.Input.Ignored {
+		before[s.Name] = s
+	}
+	for _, s := range m.Desired.Ignored {
+		if old, ok := before[s.Name]; (!ok || old.Hash != s.Hash) && len(m.Manifest.Entries) > 0 {
+			m.plan.Ignored = append(m.plan.Ignored, fmt.Sprintf("%s changed: takes effect on newly provisioned machines only", s.Name))
+		}
+	}
+}

@@ -1,0 +1,345 @@
+package plan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/service"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// leave decides about every path that was managed and is not wanted any more.
+// Children come before their directories.
+func (m *maker) leave() error {
+	needed := m.ancestors()
+	paths := sortedKeys(m.bases)
+	for i := len(paths) - 1; i >= 0; i-- {
+		p := paths[i]
+		if _, ok := m.wants[p]; ok {
+			continue
+		}
+		found, _, err := m.look(p)
+		if err != nil {
+			return err
+		}
+		b := m.bases[p]
+		if b.entry.Kind == disk.Directory && b.entry.Origin != state.Foreign && found.Kind == disk.Directory {
+			err = m.leaveDirectory(p, b, found, needed[p])
+		} else {
+			err = m.leavePath(p, b, found)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ancestors are all directories that something wanted lies in.
+func (m *maker) ancestors() map[string]bool {
+	all := map[string]bool{}
+	for p := range m.wants {
+		for dir := path.Dir(p); dir != "/" && !all[dir]; dir = path.Dir(dir) {
+			all[dir] = true
+		}
+	}
+	return all
+}
+
+// leaveDirectory removes a directory of ours that this plan leaves empty.
+func (m *maker) leaveDirectory(p string, b *base, found disk.Node, needed bool) error {
+	if needed {
+		entry := b.entry
+		entry.Origin = state.Parent
+		m.next = append(m.next, entry)
+		return nil
+	}
+	foreign, err := m.foreignIn(p)
+	if err != nil {
+		return err
+	}
+	item := &Item{Path: p, Action: Remove, Before: found, Origin: b.entry.Origin, Write: true}
+	if foreign != "" {
+		item.Action, item.Write = Keep, false
+		item.Note = fmt.Sprintf("not empty, it holds %s", foreign)
+	}
+	m.items[p] = item
+	return nil
+}
+
+// foreignIn names something in a directory that this plan does not remove.
+func (m *maker) foreignIn(dir string) (string, error) {
+	real, err := m.Host.Path(dir)
+	if err != nil {
+		return "", err
+	}
+	names, err := os.ReadDir(real)
+	if err != nil {
+		return "", fmt.Errorf("looking into %s: %w", dir, err)
+	}
+	for _, name := range names {
+		child := m.items[path.Join(dir, name.Name())]
+		if child == nil || !child.Write || child.After.Kind != disk.Absent {
+			return name.Name(), nil
+		}
+	}
+	return "", nil
+}
+
+func (m *maker) leavePath(p string, b *base, found disk.Node) error {
+	if found.Kind == disk.Absent && b.entry.Kind != disk.Absent {
+		return nil // gone already
+	}
+	matches, err := m.matches(b, p, found)
+	if err != nil {
+		return err
+	}
+	item := &Item{Path: p, Before: found, Origin: b.entry.Origin}
+	switch {
+	case m.own(p):
+		item.Action, item.Note = Keep, "reconf-pull does not remove its own files"
+	case !matches && !m.Settings.PruneModified:
+		item.Action, item.Note = Keep, "changed on the host since it was written"
+	case b.entry.Origin == state.Foreign:
+		if err := m.restore(item); err != nil {
+			return err
+		}
+	default:
+		item.Action, item.Write = Remove, true
+	}
+	m.items[p] = item
+	return nil
+}
+
+// own tells the agent's own units, drop-ins, configuration and binary.
+func (m *maker) own(p string) bool {
+	if unit, ok := strings.CutPrefix(p, unitDir); ok {
+		unit, _, _ = strings.Cut(unit, "/")
+		return service.Own(strings.TrimSuffix(unit, ".d"))
+	}
+	return slices.ContainsFunc(m.Settings.Own, func(dir string) bool { return below(p, dir) })
+}
+
+// matches is base.matches with what only the disk tells about hard links.
+func (m *maker) matches(b *base, p string, found disk.Node) (bool, error) {
+	if b.matches(found) {
+		return true, nil
+	}
+	if b.entry.Kind != disk.HardLink || found.Kind != disk.File {
+		return false, nil
+	}
+	target, theirs, err := m.look(b.entry.Target)
+	if err != nil {
+		return false, err
+	}
+	_, mine, err := m.look(p)
+	if err != nil {
+		return false, err
+	}
+	if mine.Inode == theirs.Inode {
+		return true, nil
+	}
+	// The target was replaced by a change that did not get to the link.
+	before := m.bases[b.entry.Target]
+	return target.SHA256 == found.SHA256 || before != nil && before.entry.SHA256 == found.SHA256, nil
+}
+
+// restore brings back what was there before us: the pristine copy, else the
+// vendor's file, else nothing is done.
+func (m *maker) restore(item *Item) error {
+	p := item.Path
+	node, ok, err := m.Pristine.Node(p)
+	if err != nil {
+		return err
+	}
+	open := func(context.Context) (io.ReadCloser, error) { return m.Pristine.Open(p) }
+	if vendor := m.vendorFile(p); !ok && vendor != "" {
+		if node, err = disk.At(m.Host, vendor); err != nil {
+			return err
+		}
+		ok = node.Kind == disk.File || node.Kind == disk.Link
+		open = func(context.Context) (io.ReadCloser, error) {
+			data, err := m.Host.ReadFile(vendor)
+			return io.NopCloser(strings.NewReader(string(data))), err
+		}
+		item.Note = "from " + vendor
+	}
+	switch {
+	case !ok:
+		item.Action, item.Note = Keep, "it was there before and no copy of that is known"
+	case node.Equal(item.Before):
+		item.Action, item.Note = Keep, "as it was before"
+	default:
+		item.Action, item.After, item.Write, item.open = Restore, node, true, open
+	}
+	return nil
+}
+
+// vendorFile is where the image keeps its own version of a file of /etc.
+func (m *maker) vendorFile(p string) string {
+	rest, ok := strings.CutPrefix(p, "/etc/")
+	if !ok {
+		return ""
+	}
+	for _, dir := range []string{"/usr/etc/", "/usr/share/factory/etc/"} {
+		if m.Host.Exists(dir + rest) {
+			return dir + rest
+		}
+	}
+	return ""
+}
+
+// adoptedOrigin tells what Ignition made at first boot, and may be removed
+// later, from what the image or the admin put there.
+func (m *maker) adoptedOrigin(p string) state.Origin {
+	if m.Host.Exists("/etc/.ignition-result.json") && m.vendorFile(p) == "" {
+		return state.Provisioned
+	}
+	return state.Foreign
+}
+
+// parents plans the directories that have to be made for what is written.
+func (m *maker) parents() error {
+	for _, p := range sortedKeys(m.items) {
+		item := m.items[p]
+		if !item.Write || item.After.Kind == disk.Absent {
+			continue
+		}
+		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+			if w := m.wants[dir]; w != nil && w.node.Kind == disk.Directory {
+				break // it has its own item, or is there
+			}
+			done, err := m.parent(dir, m.position(p))
+			if err != nil {
+				return err
+			}
+			if done {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (m *maker) position(p string) finding.Position {
+	if w := m.wants[p]; w != nil {
+		return w.position
+	}
+	return finding.Position{}
+}
+
+// parent makes sure that dir will be a directory; done is true when nothing
+// above it has to be looked at.
+func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
+	if item := m.items[dir]; item != nil && item.After.Kind == disk.Directory {
+		return true, nil
+	}
+	real, err := m.Host.Path(dir)
+	if err != nil {
+		return true, err
+	}
+	found, stat, err := disk.Look(real)
+	if err != nil {
+		return true, fmt.Errorf("looking at %s: %w", dir, err)
+	}
+	made := disk.Node{Kind: disk.Directory, Mode: 0o755}
+	item := &Item{Path: dir, Action: Create, Before: found, After: made, Origin: state.Parent, Write: true}
+	switch leaving := m.items[dir]; {
+	case found.Kind == disk.Directory && (leaving == nil || !leaving.Write):
+		return true, nil
+	case found.Kind == disk.Directory: // the plan removes it: keep it instead
+		delete(m.items, dir)
+		m.next = append(m.next, state.Entry{Path: dir, Node: found, Origin: state.Parent, Stat: stat})
+		return true, nil
+	case found.Kind == disk.Absent:
+	case found.Kind == disk.Link && leaving == nil:
+		if below, err := m.Host.Path(dir + "/."); err == nil {
+			if info, err := os.Stat(below); err == nil && info.IsDir() {
+				return true, nil
+			}
+		}
+		m.problem(at, "%s is a link on this host that leads to no directory, and %s is to lie in it", dir, "a file of this config")
+		return true, nil
+	case leaving != nil && leaving.Write && leaving.After.Kind == disk.Absent:
+		item.Action = Update
+	default:
+		m.problem(at, "%s is a %s on this host, and a path of this config is to lie in it", dir, found.Kind)
+		return true, nil
+	}
+	m.items[dir] = item
+	m.next = append(m.next, state.Entry{Path: dir, Node: made, Origin: state.Parent})
+	return false, nil
+}
+
+// checkKinds refuses what would lose something of the admin's, and what lies
+// on a file system that cannot be written.
+func (m *maker) checkKinds() {
+	for _, p := range sortedKeys(m.items) {
+		item := m.items[p]
+		if !item.Write {
+			continue
+		}
+		if item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent {
+			if foreign, err := m.foreignIn(p); err != nil || foreign != "" {
+				m.problem(m.position(p), "%s is a directory on this host and holds %s, which is not of this config: move it away, a %s is to stand there", p, foreign, item.After.Kind)
+			}
+		}
+		if m.onReadOnly(p) {
+			m.problem(m.position(p), "%s lies on a read-only file system", p)
+		}
+	}
+}
+
+// onReadOnly looks at the file system of the nearest directory that exists.
+func (m *maker) onReadOnly(p string) bool {
+	for dir := path.Dir(p); ; dir = path.Dir(dir) {
+		real, err := m.Host.Path(dir)
+		if err != nil {
+			return false
+		}
+		if known, ok := m.readOnly[real]; ok {
+			return known
+		}
+		var fs unix.Statfs_t
+		err = unix.Statfs(real, &fs)
+		if errors.Is(err, unix.ENOENT) && dir != "/" {
+			continue
+		}
+		m.readOnly[real] = err == nil && fs.Flags&unix.ST_RDONLY != 0
+		return m.readOnly[real]
+	}
+}
+
+// refuse stops a plan that would remove most of what is managed: a repo that
+// lost its files must not empty its hosts (design: mass removal).
+func (m *maker) refuse() error {
+	const few = 10
+	removed, managed := 0, 0
+	for i := range m.plan.Items {
+		if item := &m.plan.Items[i]; item.Write && (item.Action == Remove || item.Action == Restore) && item.Origin != state.Parent {
+			removed++
+		}
+	}
+	for i := range m.Manifest.Entries {
+		if m.Manifest.Entries[i].Origin != state.Parent {
+			managed++
+		}
+	}
+	if m.Settings.AllowMassRemoval || removed <= few || removed*2 <= managed {
+		return nil
+	}
+	return &RefusedError{
+		Reason: fmt.Sprintf("this would remove %d of the %d paths that are managed on this host", removed, managed),
+		Hint:   "if that is meant, set allow_mass_removal = true under [apply] in config.toml for this one change",
+	}
+}

@@ -1,0 +1,505 @@
+package plan
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// Input is everything that a plan depends on.
+type Input struct {
+	Host     *host.Host
+	Accounts Accounts
+	Contents Contents
+	Services Services
+	Pristine state.Pristine
+	Settings Settings
+
+	Desired  desired.State
+	Manifest *state.Manifest // of the applied generation; empty on a first run
+	// Attempts are the items of changes that were neither recorded nor rolled
+	// back, oldest first: what they wrote, or found, counts as base.
+	Attempts [][]Item
+	// Ignored are the ignored sections of the applied generation.
+	Ignored []desired.Section
+	// OnChange reads X-Reconf-OnChange= out of a unit file and its drop-ins.
+	OnChange func(fragments ...[]byte) string
+}
+
+// RefusedError says that the plan is whole and must not be carried out.
+type RefusedError struct{ Reason, Hint string }
+
+func (e *RefusedError) Error() string { return e.Reason }
+
+// Make compares and decides. It returns a finding.List error with everything
+// that is wrong, or a *RefusedError.
+func Make(ctx context.Context, in Input) (*Plan, error) {
+	m := &maker{
+		Input: in, plan: &Plan{},
+		wants: map[string]*want{}, bases: map[string]*base{}, items: map[string]*Item{},
+		looked: map[string]seen{}, readOnly: map[string]bool{},
+	}
+	m.collectBases()
+	m.collectWants()
+	m.checkWants()
+	// Hard links last: whether one has to be made again depends on its target.
+	for _, hard := range []bool{false, true} {
+		for _, p := range sortedKeys(m.wants) {
+			if w := m.wants[p]; w != nil && (w.node.Kind == disk.HardLink) == hard {
+				if err := m.compare(ctx, w); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	if err := m.leave(); err != nil {
+		return nil, err
+	}
+	if err := m.parents(); err != nil {
+		return nil, err
+	}
+	m.checkKinds()
+	m.finish()
+	if err := m.units(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.effect(); err != nil {
+		return nil, err
+	}
+	m.ignored()
+	if len(m.problems) > 0 {
+		return nil, &finding.Failure{Findings: m.problems}
+	}
+	return m.plan, m.refuse()
+}
+
+type maker struct {
+	Input
+	plan     *Plan
+	wants    map[string]*want
+	bases    map[string]*base
+	items    map[string]*Item
+	next     []state.Entry // of the manifest to be
+	looked   map[string]seen
+	readOnly map[string]bool // directory of this machine -> on a read-only file system
+	problems finding.List
+}
+
+// want is one path that the host config asks for.
+type want struct {
+	path        string
+	node        disk.Node
+	user, group desired.Owner
+	content     *desired.Content
+	appended    []desired.Content
+	// unmask asks only that no link to /dev/null stands here.
+	unmask   bool
+	position finding.Position
+}
+
+// base is what we know to have left at a path.
+type base struct {
+	entry state.Entry
+	// also are the other states that an unfinished attempt wrote or found.
+	also []disk.Node
+}
+
+func (b *base) matches(n disk.Node) bool {
+	return b.entry.Equal(n) || slices.ContainsFunc(b.also, func(a disk.Node) bool { return a.Equal(n) })
+}
+
+type seen struct {
+	node disk.Node
+	stat disk.Stat
+}
+
+func (m *maker) problem(at finding.Position, format string, args ...any) {
+	m.problems = append(m.problems, finding.Finding{Severity: finding.Error, Position: at, Message: fmt.Sprintf(format, args...)})
+}
+
+func (m *maker) warn(at finding.Position, format string, args ...any) {
+	m.plan.Findings = append(m.plan.Findings, finding.Finding{Severity: finding.Warning, Position: at, Message: fmt.Sprintf(format, args...)})
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	return keys
+}
+
+// collectBases lays unfinished attempts over the manifest.
+func (m *maker) collectBases() {
+	for i := range m.Manifest.Entries {
+		entry := &m.Manifest.Entries[i]
+		m.bases[entry.Path] = &base{entry: *entry}
+	}
+	for _, attempt := range m.Attempts {
+		for _, item := range attempt {
+			if !item.Write {
+				continue
+			}
+			b, ok := m.bases[item.Path]
+			if !ok {
+				b = &base{entry: state.Entry{Path: item.Path, Node: item.After, Origin: item.Origin}}
+				m.bases[item.Path] = b
+			}
+			// The stat was of what the manifest wrote; the attempt may have replaced it.
+			b.entry.Stat = disk.Stat{}
+			b.also = append(b.also, item.Before, item.After)
+		}
+	}
+}
+
+const unitDir = "/etc/systemd/system/"
+
+// collectWants turns units into their files and puts everything under its path.
+func (m *maker) collectWants() {
+	root := desired.Owner{}
+	for _, d := range m.Desired.Directories {
+		m.want(&want{path: d.Path, node: disk.Node{Kind: disk.Directory, Mode: d.Mode}, user: d.User, group: d.Group, position: d.Position})
+	}
+	for _, f := range m.Desired.Files {
+		m.want(&want{path: f.Path, node: disk.Node{Kind: disk.File, Mode: f.Mode}, user: f.User, group: f.Group, content: f.Contents, appended: f.Append, position: f.Position})
+	}
+	for _, l := range m.Desired.Links {
+		kind, target := disk.Link, l.Target
+		if l.Hard {
+			kind, target = disk.HardLink, path.Clean("/"+l.Target)
+		}
+		m.want(&want{path: l.Path, node: disk.Node{Kind: kind, Target: target}, user: l.User, group: l.Group, position: l.Position})
+	}
+	text := func(at finding.Position, path, contents string) {
+		m.want(&want{path: path, node: disk.Node{Kind: disk.File, Mode: 0o644}, user: root, group: root,
+			content: &desired.Content{Inline: []byte(contents)}, position: at})
+	}
+	for _, u := range m.Desired.Units {
+		file := unitDir + u.Name
+		switch {
+		case u.Mask != nil && *u.Mask:
+			m.want(&want{path: file, node: disk.Node{Kind: disk.Link, Target: "/dev/null"}, user: root, group: root, position: u.Position})
+		case u.Contents != nil:
+			text(u.Position, file, *u.Contents)
+		case u.Mask != nil:
+			m.want(&want{path: file, unmask: true, position: u.Position})
+		}
+		for _, d := range u.Dropins {
+			if d.Contents != nil {
+				text(d.Position, unitDir+u.Name+".d/"+d.Name, *d.Contents)
+			}
+		}
+	}
+}
+
+func (m *maker) want(w *want) {
+	if other, ok := m.wants[w.path]; ok {
+		m.problem(w.position, "%s is asked for twice, also at %s", w.path, other.position)
+		return
+	}
+	m.wants[w.path] = w
+}
+
+// look returns what stands at a path. Contents of what is unchanged since the
+// base was written are known without reading them.
+func (m *maker) look(p string) (disk.Node, disk.Stat, error) {
+	if s, ok := m.looked[p]; ok {
+		return s.node, s.stat, nil
+	}
+	real, err := m.Host.Path(p)
+	if err != nil {
+		return disk.Node{}, disk.Stat{}, err
+	}
+	node, stat, err := disk.Look(real)
+	if err != nil {
+		return disk.Node{}, disk.Stat{}, fmt.Errorf("looking at %s: %w", p, err)
+	}
+	if node.Kind == disk.File {
+		b := m.bases[p]
+		if b != nil && b.entry.Kind == disk.File && b.entry.SHA256 != "" && b.entry.Stat == stat {
+			node.SHA256 = b.entry.SHA256
+		} else if node, stat, err = disk.Read(real); err != nil {
+			return disk.Node{}, disk.Stat{}, fmt.Errorf("looking at %s: %w", p, err)
+		}
+	}
+	m.looked[p] = seen{node, stat}
+	return node, stat, nil
+}
+
+// compare decides about one wanted path by the three-way table.
+func (m *maker) compare(ctx context.Context, w *want) error {
+	found, stat, err := m.look(w.path)
+	if err != nil {
+		return err
+	}
+	if w.unmask {
+		m.unmask(w, found)
+		return nil
+	}
+	if found.Kind == disk.Other {
+		m.problem(w.position, "%s is a device, a socket or a pipe on this host: reconf-pull does not replace it", w.path)
+		return nil
+	}
+	if !m.resolveOwners(ctx, w) {
+		return nil
+	}
+	b := m.bases[w.path]
+	item := &Item{Path: w.path, Before: found, After: w.node, Origin: state.Created}
+	if err := m.resolveContent(ctx, w, item, b); err != nil {
+		m.problem(w.position, "%s: %v", w.path, err)
+		return nil
+	}
+	if w.node.Kind == disk.HardLink {
+		if err := m.hardLink(w, item); err != nil {
+			return err
+		}
+	}
+	if err := m.decide(w, item, b); err != nil {
+		return err
+	}
+	entry := state.Entry{Path: w.path, Node: item.After, Origin: item.Origin, Source: w.source()}
+	switch {
+	case item.Action == Conflict && !item.Write: // apply.on_conflict = "keep"
+		entry = b.entry
+	case !item.Write && item.After.Equal(found):
+		entry.Stat = stat // the engine does not touch it, so it need not look again
+	}
+	m.next = append(m.next, entry)
+	if item.Action != "" {
+		m.items[w.path] = item
+	}
+	return nil
+}
+
+// decide fills in the action. The wanted state differs from base, from disk,
+// from both or from none.
+func (m *maker) decide(w *want, item *Item, b *base) error {
+	same := item.After.Equal(item.Before)
+	if w.node.Kind == disk.HardLink {
+		same = item.Before.Kind == disk.HardLink
+	}
+	if b == nil {
+		switch {
+		case item.Before.Kind == disk.Absent:
+			item.Action, item.Write = Create, true
+		case same:
+			item.Action, item.Origin = Adopt, m.adoptedOrigin(w.path)
+		default:
+			item.Action, item.Write, item.Origin = Adopt, true, state.Foreign
+			item.Pristine = m.pristine(item)
+		}
+		return nil
+	}
+	matches, err := m.matches(b, w.path, item.Before)
+	if err != nil {
+		return err
+	}
+	item.Origin = b.entry.Origin
+	if item.Origin == state.Parent {
+		item.Origin = state.Created // it is asked for by name now
+	}
+	unchanged := item.After.Equal(b.entry.Node)
+	switch {
+	case same && unchanged:
+	case same:
+		item.Action = Record
+	case matches:
+		item.Action, item.Write = Update, true
+		if item.Origin == state.Foreign {
+			item.Pristine = m.pristine(item)
+		}
+	case unchanged:
+		item.Action, item.Write = Drift, m.Settings.CorrectDrift
+	default:
+		item.Action, item.Write = Conflict, m.Settings.OnConflict != "keep"
+		item.Note = "changed on the host too; the local version is kept with the generation"
+		if !item.Write {
+			item.Note = "changed on the host too; left as it is (apply.on_conflict)"
+		}
+	}
+	if item.Action == Drift && !item.Write {
+		item.Note = "changed on the host, not in the repo"
+	}
+	return nil
+}
+
+// source names where the bytes of a wanted file come from.
+func (w *want) source() string {
+	if w.content == nil && len(w.appended) == 0 {
+		return ""
+	}
+	var keys []string
+	if w.content != nil {
+		keys = append(keys, contents.Key(*w.content))
+	}
+	for _, c := range w.appended {
+		keys = append(keys, "+"+contents.Key(c))
+	}
+	return strings.Join(keys, " ")
+}
+
+// resolveContent fills in hash and size of a wanted file and how to open it.
+func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base) error {
+	if w.node.Kind != disk.File || w.content == nil && len(w.appended) == 0 {
+		return nil
+	}
+	if len(w.appended) > 0 {
+		return m.resolveAppend(ctx, w, item, b)
+	}
+	c := *w.content
+	item.open = func(ctx context.Context) (io.ReadCloser, error) { return m.Contents.Open(ctx, c) }
+	if b != nil && b.entry.Source == w.source() && b.entry.SHA256 != "" {
+		item.After.SHA256, item.After.Size = b.entry.SHA256, b.entry.Size
+		return nil
+	}
+	var err error
+	item.After.SHA256, item.After.Size, err = m.Contents.Sum(ctx, c)
+	return err
+}
+
+// resolveAppend computes the pristine file plus what is appended, from the
+// kept pristine copy and never from our own result, so that it is idempotent.
+func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base) error {
+	var tail []byte
+	if w.content != nil {
+		return errors.New("contents and append together are not supported after first boot")
+	}
+	for _, c := range w.appended {
+		r, err := m.Contents.Open(ctx, c)
+		if err != nil {
+			return err
+		}
+		part, err := io.ReadAll(r)
+		if err = errors.Join(err, r.Close()); err != nil {
+			return err
+		}
+		tail = append(tail, part...)
+	}
+	first, keep, err := m.beforeAppend(w.path, item.Before, b, tail)
+	if err != nil {
+		return err
+	}
+	whole := slices.Concat(first, tail)
+	item.After.SHA256, item.After.Size = sum(whole), int64(len(whole))
+	item.open = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
+	item.Pristine = keep
+	return nil
+}
+
+// beforeAppend is what the file holds without what is appended, and how the
+// engine keeps it for the next time.
+func (m *maker) beforeAppend(p string, found disk.Node, b *base, tail []byte) ([]byte, *Pristine, error) {
+	node, ok, err := m.Pristine.Node(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if ok {
+		if node.Kind != disk.File {
+			return nil, nil, nil
+		}
+		r, err := m.Pristine.Open(p)
+		if err != nil {
+			return nil, nil, err
+		}
+		data, err := io.ReadAll(r)
+		return data, nil, errors.Join(err, r.Close())
+	}
+	if b != nil && b.entry.Origin != state.Foreign || found.Kind != disk.File {
+		return nil, nil, nil // nothing was there before us
+	}
+	data, err := m.Host.ReadFile(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	if rest, ok := bytes.CutSuffix(data, tail); ok {
+		return rest, &Pristine{Bytes: int64(len(rest))}, nil // Ignition appended it at first boot
+	}
+	if vendor := m.vendorFile(p); vendor != "" {
+		if data, err = m.Host.ReadFile(vendor); err != nil {
+			return nil, nil, err
+		}
+		return data, &Pristine{Bytes: -1, Vendor: vendor}, nil
+	}
+	return data, &Pristine{Bytes: -1}, nil
+}
+
+// pristine asks for a copy of what is there unless there is one.
+func (m *maker) pristine(item *Item) *Pristine {
+	if item.Pristine != nil {
+		return item.Pristine
+	}
+	if _, ok, err := m.Pristine.Node(item.Path); ok && err == nil {
+		return nil
+	}
+	return &Pristine{Bytes: -1}
+}
+
+// unmask wants no link to /dev/null, and nothing else.
+func (m *maker) unmask(w *want, found disk.Node) {
+	b := m.bases[w.path]
+	if found.Kind == disk.Link && found.Target == "/dev/null" {
+		item := &Item{Path: w.path, Action: Remove, Before: found, Origin: state.Foreign, Write: true, Note: "unmasked"}
+		if b != nil {
+			item.Origin = b.entry.Origin
+		} else {
+			item.Pristine = &Pristine{Bytes: -1}
+		}
+		m.items[w.path] = item
+		if item.Origin == state.Foreign {
+			m.next = append(m.next, state.Entry{Path: w.path, Origin: state.Foreign})
+		}
+		return
+	}
+	if b != nil && b.entry.Kind == disk.Absent {
+		m.next = append(m.next, b.entry)
+		return
+	}
+	if b != nil {
+		// The unit's file leaves the config while mask: false stays.
+		delete(m.wants, w.path)
+	}
+}
+
+// hardLink replaces After by what the linked file is, and tells a link that is
+// there already from one that has to be made.
+func (m *maker) hardLink(w *want, item *Item) error {
+	target := w.node.Target
+	if _, ok := m.wants[target]; !ok {
+		node, _, err := m.look(target)
+		if err != nil {
+			return err
+		}
+		if node.Kind != disk.File {
+			m.problem(w.position, "%s is to be a hard link to %s, which is not a file on this host and not in this config", w.path, target)
+			return nil
+		}
+	}
+	_, mine, err := m.look(w.path)
+	if err != nil {
+		return err
+	}
+	_, theirs, err := m.look(target)
+	if err != nil {
+		return err
+	}
+	// A target that is rewritten gets a new inode, so the link is made again.
+	rewritten := m.items[target] != nil && m.items[target].NeedsContent()
+	if item.Before.Kind == disk.File && mine.Inode == theirs.Inode && mine.Inode != 0 && !rewritten {
+		item.Before = disk.Node{Kind: disk.HardLink, Target: target, UID: item.After.UID, GID: item.After.GID}
+	}
+	return nil
+}

@@ -1,0 +1,211 @@
+package plan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/service"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// units decides about enablement, which is a managed property like the mode
+// of a file: with its value before us, and restored when it leaves.
+func (m *maker) units(ctx context.Context) error {
+	before := map[string]state.UnitEntry{}
+	for _, u := range m.Manifest.Units {
+		before[u.Name] = u
+	}
+	for _, u := range m.Desired.Units {
+		if u.Enabled == nil || u.Mask != nil && *u.Mask {
+			continue
+		}
+		current, err := m.Services.UnitFileState(ctx, u.Name)
+		if err != nil {
+			return fmt.Errorf("asking for the state of %s: %w", u.Name, err)
+		}
+		entry, known := before[u.Name]
+		if !known {
+			entry = state.UnitEntry{Name: u.Name, Before: current}
+		}
+		delete(before, u.Name)
+		entry.Enabled = *u.Enabled
+		m.plan.Manifest.Units = append(m.plan.Manifest.Units, entry)
+		m.unit(ctx, u.Name, *u.Enabled, current)
+	}
+	for _, name := range sortedKeys(before) {
+		if err := m.unitLeaves(ctx, before[name]); err != nil {
+			return err
+		}
+	}
+	m.stopped(ctx)
+	return nil
+}
+
+func (m *maker) unit(ctx context.Context, name string, enable bool, current string) {
+	old, new, changed := m.unitTexts(ctx, name)
+	switch {
+	case !enable:
+		if enabled(current) {
+			m.plan.Units = append(m.plan.Units, Unit{Name: name, Reason: "enabled: false"})
+		}
+	case changed && !installable(new) && new != nil:
+		m.warn(m.position(unitDir+name), "%s has no [Install] section, so there is nothing to enable", name)
+	case changed && enabled(current) && install(old) != install(new):
+		m.plan.Units = append(m.plan.Units, Unit{Name: name, Enable: true, Again: true, Reason: "[Install] changes"})
+	case enabled(current):
+	case !changed && !canEnable(current):
+		m.warn(m.position(unitDir+name), "%s is %s on this host, so it cannot be enabled", name, current)
+	case !changed && current == "":
+		m.warn(m.position(unitDir+name), "%s does not exist on this host, so it cannot be enabled", name)
+	default:
+		m.plan.Units = append(m.plan.Units, Unit{Name: name, Enable: true, Reason: "enabled: true"})
+	}
+}
+
+// enabled and canEnable judge the answers of systemctl is-enabled.
+func enabled(current string) bool {
+	return current == "enabled" || current == "enabled-runtime"
+}
+
+func canEnable(current string) bool {
+	switch current {
+	case "static", "generated", "transient", "alias", "indirect":
+		return false
+	}
+	return true
+}
+
+// unitLeaves restores the enablement that was there before us; a unit whose
+// file leaves too is always disabled.
+func (m *maker) unitLeaves(ctx context.Context, u state.UnitEntry) error {
+	current, err := m.Services.UnitFileState(ctx, u.Name)
+	if err != nil {
+		return fmt.Errorf("asking for the state of %s: %w", u.Name, err)
+	}
+	item := m.items[unitDir+u.Name]
+	gone := item != nil && item.Write && item.After.Kind == disk.Absent
+	was := enabled(u.Before) && !gone
+	if was != enabled(current) && (current != "" || gone) {
+		reason := "it leaves the config"
+		if !gone {
+			reason += ", as it was before"
+		}
+		m.plan.Units = append(m.plan.Units, Unit{Name: u.Name, Enable: was, Reason: reason})
+	}
+	return nil
+}
+
+// stopped collects the units that lose their file or are masked.
+func (m *maker) stopped(ctx context.Context) {
+	for i := range m.plan.Items {
+		item := &m.plan.Items[i]
+		name, ok := strings.CutPrefix(item.Path, unitDir)
+		if !ok || strings.Contains(name, "/") || !item.Write || item.Before.Kind == disk.Directory || path.Ext(name) == "" {
+			continue
+		}
+		masked := item.After.Kind == disk.Link && item.After.Target == "/dev/null"
+		unmasked := item.Before.Kind == disk.Link && item.Before.Target == "/dev/null"
+		if (item.After.Kind == disk.Absent || masked) && !unmasked && !service.Own(name) {
+			m.plan.Stopped = append(m.plan.Stopped, name)
+			current, err := m.Services.UnitFileState(ctx, name)
+			listed := slices.ContainsFunc(m.plan.Units, func(u Unit) bool { return u.Name == name })
+			if err == nil && enabled(current) && !listed {
+				reason := "its file leaves the config"
+				if masked {
+					reason = "it is masked"
+				}
+				m.plan.Units = append(m.plan.Units, Unit{Name: name, Reason: reason})
+			}
+		}
+	}
+	slices.SortFunc(m.plan.Units, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// unitTexts are the unit's own file as it is and as it will be; changed is
+// true when this plan writes it.
+func (m *maker) unitTexts(ctx context.Context, name string) (old, new []byte, changed bool) {
+	item := m.items[unitDir+name]
+	if item == nil || !item.Write {
+		return nil, nil, false
+	}
+	if item.Before.Kind == disk.File {
+		old, _ = m.Host.ReadFile(item.Path) // what cannot be read has no [Install] that we know
+	}
+	if item.NeedsContent() {
+		new, _ = m.text(ctx, item)
+	}
+	return old, new, true
+}
+
+func (m *maker) text(ctx context.Context, item *Item) ([]byte, error) {
+	r, err := item.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(r, 1<<20))
+	return data, errors.Join(err, r.Close())
+}
+
+// install is the text of the [Install] section without blanks and comments.
+func install(unit []byte) string {
+	var b strings.Builder
+	inside := false
+	for line := range strings.Lines(string(unit)) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			inside = line == "[Install]"
+			continue
+		}
+		if inside && line != "" && line[0] != '#' && line[0] != ';' {
+			b.WriteString(line + "\n")
+		}
+	}
+	return b.String()
+}
+
+func installable(unit []byte) bool { return install(unit) != "" }
+
+// effect asks which units the changed paths touch.
+func (m *maker) effect() error {
+	ctx := context.Background()
+	var err error
+	m.plan.Effect, err = service.Of(m.plan.Changed(), m.Settings.Watches, func(unit string) string {
+		return m.onChange(ctx, unit)
+	}, m.Services)
+	return err
+}
+
+// onChange is the unit's own choice (X-Reconf-OnChange=), in what this plan
+// writes or else in what is there; drop-ins come after the unit's file.
+func (m *maker) onChange(ctx context.Context, unit string) string {
+	if m.OnChange == nil {
+		return ""
+	}
+	var fragments [][]byte
+	file := unitDir + unit
+	if at := strings.Index(unit, "@"); at >= 0 && m.items[file] == nil && !m.Host.Exists(file) {
+		file = unitDir + unit[:at+1] + path.Ext(unit)
+	}
+	paths := []string{file}
+	for _, p := range sortedKeys(m.wants) {
+		if path.Dir(p) == file+".d" && path.Ext(p) == ".conf" {
+			paths = append(paths, p)
+		}
+	}
+	for _, p := range paths {
+		if item := m.items[p]; item != nil && item.NeedsContent() {
+			if data, err := m.text(ctx, item); err == nil {
+				fragments = append(fragments, data)
+			}
+		} else if data, err := m.Host.ReadFile(p); err == nil {
+			fragments = append(fragments, data)
+		}
+	}
+	return m.OnChange(fragments...)
+}
