@@ -4,3 +4,312 @@
 // the files that a document refers to, and large ones as placeholders; whatever
 // Butane and Ignition say about a document becomes a finding with its line.
 package butane
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/coreos/butane/config"
+	"github.com/coreos/butane/config/common"
+	"github.com/coreos/butane/config/util"
+	"github.com/coreos/go-semver/semver"
+	ignition "github.com/coreos/ignition/v2/config/v3_7_experimental"
+	"github.com/coreos/ignition/v2/config/v3_7_experimental/types"
+	"github.com/coreos/vcontext/path"
+	"github.com/coreos/vcontext/report"
+	"github.com/coreos/vcontext/tree"
+	"gopkg.in/yaml.v3"
+
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+)
+
+// Config is an Ignition config of the newest version that knows which lines of
+// which layers it comes from. It is a desired.Locator.
+type Config struct {
+	Layer    string // empty after a merge of several
+	Ignition types.Config
+
+	strict   bool
+	docs     map[string]*document
+	places   map[string][]place
+	reported map[string]bool // what was already said, so that a merge does not repeat it
+}
+
+// Translate runs Butane and Ignition's parser over one document. filesDir is
+// the directory that an Exporter filled. Unknown keys are errors when strict.
+// The config is of use when no finding is an error.
+func Translate(layer string, data []byte, filesDir string, strict bool) (Config, finding.List) {
+	c := Config{Layer: layer, strict: strict}
+	d, err := parse(layer, data)
+	c.docs = map[string]*document{layer: d}
+	if err != nil {
+		return c, d.yamlFindings(err)
+	}
+	t := translation{document: d, filesDir: filesDir, strict: strict}
+	t.run(data)
+	c.Ignition = t.config
+	c.index(d, filesDir)
+	t.sort()
+	c.reported = map[string]bool{}
+	for _, f := range t.findings {
+		c.reported[f.Message] = true
+	}
+	return c, t.findings
+}
+
+// translation is one run of Translate.
+type translation struct {
+	*document
+	filesDir string
+	strict   bool
+	config   types.Config
+	findings finding.List
+}
+
+func (t *translation) run(data []byte) {
+	variant, version := text(t.root, "variant"), text(t.root, "version")
+	if more(data) {
+		t.add(t.strictly(), finding.Position{File: t.file}, "only the first YAML document of a layer is read",
+			"put the second one into a layer of its own")
+	}
+	if strings.HasSuffix(version, "-experimental") {
+		t.add(finding.Warning, t.position([]any{"version"}),
+			fmt.Sprintf("%s %s is experimental: the next release of Butane may read it differently or not at all", variant, version), "")
+	}
+	raw, rep, err := translateBytes(t.source, common.TranslateBytesOptions{
+		Raw:              true,
+		TranslateOptions: common.TranslateOptions{FilesDir: t.filesDir, NoResourceAutoCompression: true},
+	})
+	t.report(rep)
+	if err != nil {
+		t.failed(err)
+		return
+	}
+	t.specialBits(raw, variant)
+	t.config, rep, err = ignition.ParseCompatibleVersion(raw)
+	t.parsed(rep, err)
+}
+
+// translateBytes is Butane's. A document that Butane does not survive must not
+// end an agent that runs as root on every host.
+func translateBytes(data []byte, options common.TranslateBytesOptions) (raw []byte, rep report.Report, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("internal error: Butane does not survive this document: %v", p)
+		}
+	}()
+	return config.TranslateBytes(data, options)
+}
+
+func (t *translation) strictly() finding.Severity {
+	if t.strict {
+		return finding.Error
+	}
+	return finding.Warning
+}
+
+func (t *translation) add(s finding.Severity, pos finding.Position, message, hint string) {
+	t.findings = append(t.findings, finding.Finding{
+		Severity: s, Position: pos, Message: message, Hint: hint, Excerpt: t.excerpt(pos),
+	})
+}
+
+// failed adds what TranslateBytes returned beside its report.
+func (t *translation) failed(err error) {
+	var typeError *yaml.TypeError
+	var unmarshal common.ErrUnmarshal
+	switch {
+	case errors.As(err, &typeError):
+		t.findings = append(t.findings, t.yamlFindings(err)...)
+	case errors.As(err, &unmarshal):
+		// Butane keeps only the text; the same decoding names every line.
+		var common struct {
+			Version string `yaml:"version"`
+			Variant string `yaml:"variant"`
+		}
+		if again := yaml.Unmarshal(t.source, &common); again != nil {
+			err = again
+		}
+		t.findings = append(t.findings, t.yamlFindings(err)...)
+	case t.root == nil:
+		t.add(finding.Error, finding.Position{File: t.file}, "the document is empty", "a layer begins with variant: and version:")
+	case errors.Is(err, common.ErrNoVariant):
+		t.add(finding.Error, t.position([]any{"variant"}), "variant is missing", "a layer begins with variant: and version:, for example fcos and 1.6.0")
+	case errors.Is(err, common.ErrInvalidVersion):
+		t.add(finding.Error, t.position([]any{"version"}), "version is missing or not of the form 1.6.0", "")
+	case len(t.findings.Errors()) == 0:
+		t.add(finding.Error, t.position([]any{"version"}), t.clean(err.Error()), "")
+	}
+}
+
+// report turns Butane's report into findings.
+func (t *translation) report(r report.Report) {
+	for _, entry := range r.Entries {
+		t.entry(entry.Kind, steps(entry.Context), entry.Message)
+	}
+}
+
+// parsed adds what Ignition's parser finds in Butane's output, mostly once more
+// what Butane found.
+func (t *translation) parsed(r report.Report, err error) {
+	said := map[string]bool{}
+	for _, f := range t.findings {
+		said[f.Message] = true
+	}
+	for _, entry := range r.Entries {
+		if msg := t.clean(entry.Message); !said[msg] {
+			t.entry(entry.Kind, snake(steps(entry.Context)), entry.Message)
+		}
+	}
+	if err != nil && len(t.findings.Errors()) == 0 {
+		t.add(finding.Error, finding.Position{File: t.file}, t.clean(err.Error()), "")
+	}
+}
+
+func (t *translation) entry(kind report.EntryKind, at []any, message string) {
+	severity := severityOf(kind)
+	pos := t.position(at)
+	if len(at) > 1 && at[0] == "spec" && at[1] == "config" {
+		pos = t.position(at[2:]) // Butane's path into a MachineConfig that nobody asked for
+	}
+	switch {
+	case strings.HasPrefix(message, unusedKey):
+		severity = t.strictly()
+		pos = t.keyPosition(at)
+		message = "unknown key " + strings.TrimPrefix(message, unusedKey)
+	case strings.HasPrefix(message, "context tree does not match"):
+		if n, _, whole := t.at(at); whole && n.ShortTag() == "!!null" {
+			return // a key without a value has no unknown keys in it
+		}
+	}
+	t.add(severity, pos, t.clean(message), "")
+}
+
+const unusedKey = "unused key "
+
+func severityOf(kind report.EntryKind) finding.Severity {
+	switch {
+	case kind.IsFatal():
+		return finding.Error
+	case kind == report.Warn:
+		return finding.Warning
+	default:
+		return finding.Info
+	}
+}
+
+// garbage is where the parser of unit files shows the contents of one.
+var garbage = regexp.MustCompile(`(?s)(found garbage after section name.*?): .*`)
+
+// clean takes out of a message what is only ours, and what is the host config's secret.
+func (t *translation) clean(message string) string { return clean(message, t.filesDir) }
+
+func clean(message, filesDir string) string {
+	if filesDir != "" {
+		message = strings.ReplaceAll(message, filepath.Clean(filesDir)+string(filepath.Separator), "")
+	}
+	return garbage.ReplaceAllString(message, "$1")
+}
+
+// steps is a path of a report without its types.
+func steps(c path.ContextPath) []any {
+	out := make([]any, 0, len(c.Path))
+	for _, step := range c.Path {
+		if key, ok := step.(tree.Key); ok {
+			step = string(key)
+		}
+		out = append(out, step)
+	}
+	return out
+}
+
+// snake spells Ignition's field names as Butane does.
+func snake(at []any) []any {
+	out := slices.Clone(at)
+	for i, step := range out {
+		if s, ok := step.(string); ok {
+			out[i] = util.Snake(s)
+		}
+	}
+	return out
+}
+
+// sort brings the findings into the order of the document: Butane walks maps.
+func (t *translation) sort() {
+	slices.SortStableFunc(t.findings, func(a, b finding.Finding) int {
+		switch {
+		case a.Line != b.Line:
+			return a.Line - b.Line
+		case a.Column != b.Column:
+			return a.Column - b.Column
+		default:
+			return strings.Compare(a.Message, b.Message)
+		}
+	})
+	t.findings = slices.CompactFunc(t.findings, func(a, b finding.Finding) bool { return a == b })
+}
+
+// specialSince is the first version of each variant that keeps set-uid, set-gid
+// and sticky bits: the first one that becomes Ignition 3.6.0 or later.
+var specialSince = map[string]string{
+	"fcos":    "fcos 1.7.0",
+	"flatcar": "flatcar 1.2.0-experimental",
+	"r4e":     "r4e 1.2.0-experimental",
+	"fiot":    "fiot 1.1.0-experimental",
+}
+
+// specialBits warns of mode bits that Ignition's translation to its newest
+// version takes away without a word.
+func (t *translation) specialBits(raw []byte, variant string) {
+	since, ok := specialSince[variant]
+	if !ok {
+		since = "a version that becomes Ignition 3.6.0"
+	}
+	for _, node := range dropped(raw) {
+		at := t.nodePath(node.Path)
+		if at != nil {
+			at = append(at, "mode")
+		}
+		pos := t.position(at)
+		t.add(finding.Warning, pos,
+			fmt.Sprintf("mode %#o of %s: set-uid, set-gid and sticky bits are dropped in this version", node.Mode, node.Path),
+			"use "+since+" or later, which keeps them")
+	}
+}
+
+type modeNode struct {
+	Path string `json:"path"`
+	Mode int    `json:"mode"`
+}
+
+// dropped are the files and directories whose special bits Ignition drops.
+func dropped(raw []byte) []modeNode {
+	var old struct {
+		Ignition struct {
+			Version string `json:"version"`
+		} `json:"ignition"`
+		Storage struct {
+			Files       []modeNode `json:"files"`
+			Directories []modeNode `json:"directories"`
+		} `json:"storage"`
+	}
+	if json.Unmarshal(raw, &old) != nil {
+		return nil
+	}
+	version, err := semver.NewVersion(old.Ignition.Version)
+	if err != nil || !version.LessThan(semver.Version{Major: 3, Minor: 6}) {
+		return nil
+	}
+	var out []modeNode
+	for _, node := range append(old.Storage.Files, old.Storage.Directories...) {
+		if node.Mode&0o7000 != 0 {
+			out = append(out, node)
+		}
+	}
+	return out
+}

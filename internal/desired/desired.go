@@ -35,14 +35,23 @@ type File struct {
 	User, Group Owner
 	Contents    *Content
 	Append      []Content
+	Unsaid      Unsaid
 	Position    finding.Position
 }
+
+// Unsaid marks what the host config leaves open, so that Mode, User and Group
+// hold a default. Where nothing replaces what is there (a file without
+// contents, a directory) Ignition applies the default to what it creates and
+// leaves alone what exists: an append must not open up a file of mode 0600.
+// A file with contents is always said in full.
+type Unsaid struct{ Mode, User, Group bool }
 
 // Directory is a directory with its own mode and owner.
 type Directory struct {
 	Path        string
 	Mode        uint32
 	User, Group Owner
+	Unsaid      Unsaid
 	Position    finding.Position
 }
 
