@@ -364,3 +364,6 @@ func unitName(name string) bool {
 
 // byLength sorts the longest first.
 func byLength(a, b string) int { return cmp.Compare(len(b), len(a)) }
+
+// Own tells the units of the agent that a run must neither stop nor restart.
+func Own(unit string) bool { return own(unit) || unit == ownTimer || unit == ownPath }

@@ -1,0 +1,541 @@
+// Package native carries a plan out in this process, as one transaction.
+//
+// Its one rule: new contents lie complete and durable beside their targets
+// before the first target is replaced, and every temporary name follows from
+// the change, so that whatever a crash leaves is found and finished.
+package native
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/run"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// Engine is the embedded engine.
+type Engine struct {
+	Host     *host.Host
+	Blobs    string // directory of contents by SHA-256, complete for the plan
+	Accounts plan.Accounts
+	Runner   run.Runner
+}
+
+// Name is what status shows.
+func (e *Engine) Name() string { return "native" }
+
+// Check makes sure that every file system has room for what will be written.
+func (e *Engine) Check(_ context.Context, job *engine.Job) (engine.Result, error) {
+	return engine.Result{}, e.checkSpace(job.Plan)
+}
+
+// checkSpace counts what lies beside the old files before they are replaced.
+func (e *Engine) checkSpace(p *plan.Plan) error {
+	type demand struct {
+		free, need uint64
+		first      string
+	}
+	demands := map[uint64]*demand{}
+	for i := range p.Items {
+		item := &p.Items[i]
+		if !item.NeedsContent() {
+			continue
+		}
+		dir, err := e.existingParent(item.Path)
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		var fs unix.Statfs_t
+		if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(dir, &fs)); err != nil {
+			return fmt.Errorf("looking for free space at %s: %w", item.Path, err)
+		}
+		d := demands[st.Dev]
+		if d == nil {
+			d = &demand{free: fs.Bavail * uint64(fs.Bsize), first: item.Path}
+			demands[st.Dev] = d
+		}
+		block := uint64(fs.Bsize)
+		d.need += (uint64(item.After.Size) + block - 1) / block * block
+	}
+	for _, d := range demands {
+		if d.need > d.free {
+			return fmt.Errorf("%w on the file system of %s: %d bytes are to be written, %d are free", unix.ENOSPC, d.first, d.need, d.free)
+		}
+	}
+	return nil
+}
+
+func (e *Engine) existingParent(p string) (string, error) {
+	for dir := path.Dir(p); ; dir = path.Dir(dir) {
+		real, err := e.Host.Path(dir)
+		if err != nil {
+			return "", err
+		}
+		if info, err := os.Stat(real); err == nil && info.IsDir() {
+			return real, nil
+		}
+		if dir == "/" {
+			return real, nil
+		}
+	}
+}
+
+// Apply carries the plan out: see the package's rule.
+func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, error) {
+	t := &transaction{Engine: e, job: job, dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{}}
+	err := t.run(ctx)
+	if err != nil && !t.begun {
+		if cleanup := t.undoStaging(); cleanup != nil {
+			return t.result, errors.Join(err, cleanup)
+		}
+		return t.result, fmt.Errorf("%w (%w)", err, engine.ErrUntouched)
+	}
+	e.Host.Forget()
+	return t.result, err
+}
+
+type transaction struct {
+	*Engine
+	job    *engine.Job
+	result engine.Result
+
+	// begun: something that stood on the host was replaced or removed.
+	begun bool
+	made  []string          // directories made for staging, of this machine, parents first
+	dirs  map[string]bool   // directories of this machine whose names changed
+	roots map[uint64]string // a path on every file system that was written
+	// labels are the SELinux contexts of the final paths, where it is enabled.
+	labels map[string]string
+}
+
+func (t *transaction) run(ctx context.Context) error {
+	if err := t.checkSpace(t.job.Plan); err != nil {
+		return err
+	}
+	if err := t.sysusers(ctx); err != nil {
+		return err
+	}
+	if err := t.readLabels(ctx); err != nil {
+		return err
+	}
+	items := t.work()
+	for _, item := range items {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.stage(item); err != nil {
+			return fmt.Errorf("preparing %s: %w", item.Path, err)
+		}
+	}
+	if err := t.sync(); err != nil {
+		return err
+	}
+	for _, item := range order(items) {
+		if err := t.commit(item); err != nil {
+			return fmt.Errorf("writing %s: %w", item.Path, err)
+		}
+	}
+	if err := t.syncNames(); err != nil {
+		return err
+	}
+	return t.fillManifest()
+}
+
+// work are the items that this engine writes.
+func (t *transaction) work() []*plan.Item {
+	var items []*plan.Item
+	for i := range t.job.Plan.Items {
+		if item := &t.job.Plan.Items[i]; item.Write {
+			items = append(items, item)
+		}
+	}
+	return items
+}
+
+// order sorts what was staged for the commit: first what must be out of the
+// way of another kind of file, then what is made, parents and units before
+// their drop-ins, then what is removed, the other way round.
+func order(items []*plan.Item) []*plan.Item {
+	replaced := map[string]bool{}
+	for _, item := range items {
+		if item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent {
+			replaced[item.Path] = true
+		}
+	}
+	inTheWay := func(p string) bool {
+		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+			if replaced[dir] {
+				return true
+			}
+		}
+		return false
+	}
+	phase := func(item *plan.Item) int {
+		switch {
+		case item.After.Kind == disk.Absent && inTheWay(item.Path):
+			return 0
+		case item.After.Kind == disk.Absent:
+			return 3
+		case item.After.Kind == disk.HardLink:
+			return 2
+		}
+		return 1
+	}
+	sorted := slices.Clone(items)
+	slices.SortStableFunc(sorted, func(a, b *plan.Item) int {
+		pa, pb := phase(a), phase(b)
+		if pa != pb {
+			return pa - pb
+		}
+		if pa == 0 || pa == 3 {
+			a, b = b, a
+		}
+		return strings.Compare(a.Path, b.Path)
+	})
+	return sorted
+}
+
+// temp is where the new content of a path waits: beside it, so that a rename
+// can put it in place.
+func (t *transaction) temp(real string) string {
+	name := filepath.Base(real)
+	const most = 255
+	suffix := ".reconf-" + t.job.ID
+	if len(name)+len(suffix)+1 > most {
+		sum := sha256.Sum256([]byte(name))
+		name = hex.EncodeToString(sum[:8])
+	}
+	return filepath.Join(filepath.Dir(real), "."+name+suffix)
+}
+
+// stage puts what a path will be beside it, complete.
+func (t *transaction) stage(item *plan.Item) error {
+	real, err := t.Host.Path(item.Path)
+	if err != nil {
+		return err
+	}
+	now, _, err := disk.Read(real)
+	if err != nil {
+		return err
+	}
+	if t.isDone(item, real, now) {
+		// A crash may have come between the rename and this run: the leftover of a
+		// half staged file goes.
+		return removeIfThere(t.temp(real))
+	}
+	if !now.Equal(item.Before) && now.Kind != disk.Absent && item.Before.Kind != disk.HardLink {
+		if err := t.backupLate(item, real, now); err != nil {
+			return err
+		}
+	}
+	switch item.After.Kind {
+	case disk.Directory:
+		return t.makeDirectory(item, real, now)
+	case disk.File:
+		if item.NeedsContent() || now.Kind != disk.File {
+			return t.stageFile(item, real)
+		}
+	case disk.Link:
+		return t.stageLink(item, real)
+	}
+	return nil
+}
+
+// isDone tells whether an earlier run got as far as this path.
+func (t *transaction) isDone(item *plan.Item, real string, now disk.Node) bool {
+	if item.After.Kind != disk.HardLink {
+		return item.After.Equal(now)
+	}
+	target, err := t.Host.Path(item.After.Target)
+	if err != nil {
+		return false
+	}
+	return sameFile(real, target) && !t.staged(target)
+}
+
+func (t *transaction) staged(real string) bool {
+	_, err := os.Lstat(t.temp(real))
+	return err == nil
+}
+
+func sameFile(a, b string) bool {
+	one, err1 := os.Lstat(a)
+	two, err2 := os.Lstat(b)
+	return err1 == nil && err2 == nil && os.SameFile(one, two)
+}
+
+func removeIfThere(p string) error {
+	if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// makeDirectory makes a directory while staging, because others are staged
+// inside it. One that exists gets its owner and mode with the commit.
+func (t *transaction) makeDirectory(item *plan.Item, real string, now disk.Node) error {
+	switch now.Kind {
+	case disk.Directory:
+		return nil
+	case disk.Absent:
+	default:
+		t.begun = true
+		if err := os.Remove(real); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(real, 0o700); err != nil {
+		return err
+	}
+	if now.Kind == disk.Absent {
+		t.made = append(t.made, real)
+	}
+	t.wrote(real)
+	return t.own(real, item)
+}
+
+func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
+	temp := t.temp(real)
+	if err := removeIfThere(temp); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if item.After.SHA256 != "" {
+		err = t.copyBlob(f, item.After.SHA256)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	t.wrote(real)
+	keepAttributes(real, temp)
+	return t.own(temp, item)
+}
+
+// copyBlob copies what the pin stored, sharing the blocks where the file
+// system can, and checks every byte that it copies.
+func (t *transaction) copyBlob(into *os.File, sum string) error {
+	blob, err := os.Open(filepath.Join(t.Blobs, sum))
+	if err != nil {
+		return err
+	}
+	defer blob.Close()
+	seen := sha256.New()
+	if err := unix.IoctlFileClone(int(into.Fd()), int(blob.Fd())); err == nil {
+		_, err = io.Copy(seen, blob)
+		if err != nil {
+			return err
+		}
+	} else if _, err := io.Copy(io.MultiWriter(into, seen), blob); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(seen.Sum(nil)); got != sum {
+		return fmt.Errorf("the stored contents %s are damaged: they hash to %s", blob.Name(), got)
+	}
+	return nil
+}
+
+func (t *transaction) stageLink(item *plan.Item, real string) error {
+	temp := t.temp(real)
+	if err := removeIfThere(temp); err != nil {
+		return err
+	}
+	if err := os.Symlink(item.After.Target, temp); err != nil {
+		return err
+	}
+	t.wrote(real)
+	return t.own(temp, item)
+}
+
+// own gives a file its owner, label and mode; the owner first, because
+// chown(2) takes set-uid bits away.
+func (t *transaction) own(real string, item *plan.Item) error {
+	if err := os.Lchown(real, item.After.UID, item.After.GID); err != nil {
+		return err
+	}
+	if label := t.labels[item.Path]; label != "" {
+		if err := unix.Lsetxattr(real, "security.selinux", []byte(label), 0); err != nil {
+			return fmt.Errorf("setting the SELinux label %s: %w", label, err)
+		}
+	}
+	if item.After.Kind == disk.Link {
+		return nil
+	}
+	return unix.Chmod(real, item.After.Mode)
+}
+
+// wrote remembers the file system and the directory of what was written.
+func (t *transaction) wrote(real string) {
+	dir := filepath.Dir(real)
+	if t.dirs[dir] {
+		return
+	}
+	t.dirs[dir] = true
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err == nil {
+		t.roots[st.Dev] = dir
+	}
+}
+
+// sync makes all that was staged durable, with one call per file system.
+func (t *transaction) sync() error {
+	for _, dir := range t.roots {
+		if err := atomicfile.SyncFS(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// syncNames makes the renames durable: directory by directory while they are
+// few, else again the whole file system.
+func (t *transaction) syncNames() error {
+	const few = 16
+	if len(t.dirs) > few {
+		return t.sync()
+	}
+	for dir := range t.dirs {
+		if err := atomicfile.SyncDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// commit puts one path in place.
+func (t *transaction) commit(item *plan.Item) error {
+	real, err := t.Host.Path(item.Path)
+	if err != nil {
+		return err
+	}
+	switch item.After.Kind {
+	case disk.Absent:
+		return t.remove(item, real)
+	case disk.Directory:
+		t.begun = true
+		return t.own(real, item)
+	case disk.HardLink:
+		return t.link(item, real)
+	}
+	if !t.staged(real) {
+		if now, _, err := disk.Look(real); err != nil || now.Kind != item.After.Kind || item.After.Kind == disk.Link {
+			return err // a link, or a file of another kind, was put in place before a crash
+		}
+		t.begun = true
+		return t.own(real, item)
+	}
+	return t.replace(real)
+}
+
+// replace renames what was staged over the path.
+func (t *transaction) replace(real string) error {
+	t.begun = true
+	t.wrote(real)
+	if info, err := os.Lstat(real); err == nil && info.IsDir() {
+		if err := os.Remove(real); err != nil {
+			return err
+		}
+	}
+	return os.Rename(t.temp(real), real)
+}
+
+func (t *transaction) link(item *plan.Item, real string) error {
+	target, err := t.Host.Path(item.After.Target)
+	if err != nil {
+		return err
+	}
+	if sameFile(real, target) {
+		return nil // rename(2) would do nothing and leave the temporary name
+	}
+	temp := t.temp(real)
+	if err := removeIfThere(temp); err != nil {
+		return err
+	}
+	if err := os.Link(target, temp); err != nil {
+		return err
+	}
+	return t.replace(real)
+}
+
+func (t *transaction) remove(item *plan.Item, real string) error {
+	info, err := os.Lstat(real)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	t.begun = true
+	t.wrote(real)
+	if !info.IsDir() {
+		return os.Remove(real)
+	}
+	err = unix.Rmdir(real)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		t.result.Notes = append(t.result.Notes, item.Path+" was kept: it is not empty")
+		return nil
+	}
+	return err
+}
+
+// undoStaging takes away what was staged, when nothing was replaced yet.
+func (t *transaction) undoStaging() error {
+	var errs []error
+	for _, item := range t.work() {
+		real, err := t.Host.Path(item.Path)
+		if err == nil {
+			err = removeIfThere(t.temp(real))
+		}
+		if err != nil && !errors.Is(err, unix.ENOTDIR) {
+			errs = append(errs, err)
+		}
+	}
+	for _, dir := range slices.Backward(t.made) {
+		errs = append(errs, removeIfThere(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// fillManifest records what lies on the disk now, so that the next look at an
+// unchanged file need not read it.
+func (t *transaction) fillManifest() error {
+	entries := t.job.Manifest.Lookup()
+	for _, item := range t.work() {
+		entry := entries[item.Path]
+		if entry == nil || item.After.Kind == disk.Absent {
+			continue
+		}
+		real, err := t.Host.Path(item.Path)
+		if err != nil {
+			return err
+		}
+		node, stat, err := disk.Look(real)
+		if err != nil {
+			return err
+		}
+		entry.Stat = stat
+		if entry.User != "" || entry.Group != "" {
+			entry.UID, entry.GID, entry.User, entry.Group = node.UID, node.GID, "", ""
+		}
+	}
+	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), t.job.Manifest)
+}

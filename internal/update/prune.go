@@ -1,0 +1,85 @@
+package update
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+func writeSynced(path string, v any) error {
+	data, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, append(data, '\n'), 0o600)
+}
+
+// Prune takes away what no state names any more: directories of changes that
+// a crash left or that were superseded and then followed by a record,
+// generations beyond Keep, and contents that no kept generation has. Whatever
+// is cut off here is done by the next run.
+func (u *Update) Prune() error {
+	named := slices.Clone(u.State.Open)
+	if u.State.Change != nil {
+		named = append(named, u.State.Change.ID)
+	}
+	changes := filepath.Join(u.Dirs.State, "changes")
+	names, err := os.ReadDir(changes)
+	if err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	for _, name := range names {
+		if !slices.Contains(named, name.Name()) {
+			if err := os.RemoveAll(filepath.Join(changes, name.Name())); err != nil {
+				return fmt.Errorf("cleaning up: %w", err)
+			}
+		}
+	}
+	numbers, err := state.Generations(u.Dirs)
+	if err != nil {
+		return err
+	}
+	kept := max(u.Keep, 1)
+	if len(numbers) <= kept {
+		return nil
+	}
+	for _, n := range numbers[:len(numbers)-kept] {
+		if err := os.RemoveAll(u.Dirs.Generation(n)); err != nil {
+			return fmt.Errorf("cleaning up: %w", err)
+		}
+	}
+	if u.State.Change != nil {
+		return nil // its contents are in no manifest of a generation
+	}
+	return u.pruneBlobs(numbers[len(numbers)-kept:])
+}
+
+func (u *Update) pruneBlobs(generations []int) error {
+	wanted := map[string]bool{}
+	for _, n := range generations {
+		m, err := state.ReadManifest(filepath.Join(u.Dirs.Generation(n), "manifest"))
+		if err != nil {
+			return fmt.Errorf("cleaning up: %w", err)
+		}
+		for i := range m.Entries {
+			wanted[m.Entries[i].SHA256] = true
+		}
+	}
+	blobs, err := os.ReadDir(u.Dirs.Blobs())
+	if err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	var errs []error
+	for _, blob := range blobs {
+		if !wanted[blob.Name()] {
+			errs = append(errs, os.Remove(filepath.Join(u.Dirs.Blobs(), blob.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,179 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// configure stops and disables what must go, then lets the engine write.
+type configure struct {
+	u   *Update
+	job *engine.Job
+}
+
+func (s *configure) Name() string { return "configure" }
+
+func (s *configure) Run(ctx context.Context) error {
+	if err := s.u.Units.Before(ctx, s.job.Dir, s.job.Plan); err != nil {
+		return err
+	}
+	result, err := s.u.Engine.Apply(ctx, s.job)
+	for _, note := range result.Notes {
+		s.u.Log.Warn(note)
+	}
+	stopped := len(s.job.Plan.Stopped) > 0 || slices.ContainsFunc(s.job.Plan.Units, func(unit plan.Unit) bool { return !unit.Enable || unit.Again })
+	if errors.Is(err, engine.ErrUntouched) && stopped {
+		// No file was changed, but units were: the change stays, and the next run finishes it.
+		return errors.New(err.Error())
+	}
+	return err
+}
+
+// postConfigure carries out the unit operations.
+type postConfigure struct {
+	u   *Update
+	job *engine.Job
+}
+
+func (s *postConfigure) Name() string { return "post-configure" }
+
+func (s *postConfigure) Run(ctx context.Context) error {
+	return s.u.Units.After(ctx, s.job.Dir, s.job.Plan)
+}
+
+// record makes the change a generation. Saving the state is the commit point.
+type record struct {
+	u      *Update
+	change *state.Change
+	job    *engine.Job
+}
+
+func (s *record) Name() string { return "record" }
+
+func (s *record) Run(context.Context) error {
+	u, number := s.u, s.u.nextGeneration()
+	final := u.Dirs.Generation(number)
+	if s.job.Dir != final {
+		if err := WriteGeneration(s.job.Dir, u.generation(s.change, s.job.Plan, number)); err != nil {
+			return err
+		}
+		// A crash after an earlier record of the same number left its directory,
+		// which no state file ever named.
+		if err := os.RemoveAll(final); err != nil {
+			return err
+		}
+		if err := os.Rename(s.job.Dir, final); err != nil {
+			return fmt.Errorf("recording the generation: %w", err)
+		}
+		if err := errors.Join(atomicfile.SyncDir(filepath.Dir(final)), atomicfile.SyncDir(filepath.Dir(s.job.Dir))); err != nil {
+			return err
+		}
+		s.job.Dir = final
+	}
+	before := *u.State
+	u.State.Applied = &state.Applied{
+		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
+		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
+	}
+	u.State.Change, u.State.Open = nil, nil
+	if err := state.Save(u.Dirs, u.State); err != nil {
+		*u.State = before
+		return err
+	}
+	return nil
+}
+
+func (u *Update) nextGeneration() int {
+	if u.State.Applied == nil {
+		return 1
+	}
+	return u.State.Applied.Generation + 1
+}
+
+// Generation is the record of a completed change, for history and show.
+type Generation struct {
+	Number   int          `json:"generation"`
+	Change   string       `json:"change"`
+	Host     string       `json:"host"`
+	Ref      string       `json:"ref,omitempty"`
+	Commit   string       `json:"commit"`
+	Previous string       `json:"previous,omitempty"`
+	Digest   string       `json:"digest"`
+	Reasons  []string     `json:"reasons"`
+	Started  time.Time    `json:"started"`
+	Ended    time.Time    `json:"ended"`
+	Steps    []state.Task `json:"steps,omitempty"`
+	Changes  []PathChange `json:"changes,omitempty"`
+	Units    []plan.Unit  `json:"units,omitempty"`
+	// Touched are the units that were restarted, reloaded or only told.
+	Touched []string `json:"touched,omitempty"`
+	Ignored []string `json:"ignored,omitempty"`
+}
+
+// PathChange is one line of a generation: what happened to a path.
+type PathChange struct {
+	Path   string      `json:"path"`
+	Action plan.Action `json:"action"`
+	Note   string      `json:"note,omitempty"`
+}
+
+func (u *Update) generation(c *state.Change, p *plan.Plan, number int) *Generation {
+	g := &Generation{
+		Number: number, Change: c.ID, Host: c.Host, Ref: c.Ref, Commit: c.Commit, Previous: c.Previous, Digest: c.Digest,
+		Reasons: c.Reasons, Started: c.Pinned, Ended: u.Host.Now(), Steps: c.Tasks, Units: p.Units, Ignored: p.Ignored,
+	}
+	for i := range p.Items {
+		g.Changes = append(g.Changes, PathChange{Path: p.Items[i].Path, Action: p.Items[i].Action, Note: p.Items[i].Note})
+	}
+	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
+		g.Touched = append(g.Touched, touch.Unit)
+	}
+	return g
+}
+
+// WriteGeneration and ReadGeneration keep the record in a generation's directory.
+func WriteGeneration(dir string, g *Generation) error {
+	return writeSynced(filepath.Join(dir, "generation.json"), g)
+}
+
+// ReadGeneration reads the record of a generation.
+func ReadGeneration(dir string) (*Generation, error) {
+	var g Generation
+	if err := readJSON(filepath.Join(dir, "generation.json"), &g); err != nil {
+		return nil, err
+	}
+	return &g, nil
+}
+
+// RecordOnly is the short way of a change that changes nothing on the host: it
+// becomes a generation at once, and no unit and no hook hears of it.
+func (u *Update) RecordOnly(ctx context.Context, change *state.Change, p *plan.Plan, in Inputs) (err error) {
+	if change.ID, err = u.newID(change.Digest); err != nil {
+		return err
+	}
+	change.Pinned = u.Host.Now()
+	job := &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}
+	if err := os.MkdirAll(job.Dir, 0o700); err != nil {
+		return fmt.Errorf("recording the change: %w", err)
+	}
+	if err := u.stage(ctx, job.Dir, p, in); err != nil {
+		return errors.Join(fmt.Errorf("recording the change: %w", err), os.RemoveAll(job.Dir))
+	}
+	if err := atomicfile.SyncFS(u.Dirs.State); err != nil {
+		return err
+	}
+	if err := (&record{u, change, job}).Run(ctx); err != nil {
+		return err
+	}
+	return u.Prune()
+}

@@ -1,0 +1,374 @@
+// Package update is one change of the host: what is pinned before it begins,
+// and its ordered steps.
+//
+// Its one rule: once a change is pinned, everything that it needs lies in the
+// state directory; no step asks the network or the mirror for anything.
+package update
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// Units carries out what a plan asks of the service manager. Below another
+// root there is none, and only enablement is carried out.
+type Units interface {
+	// Before runs before the files are written: it remembers what the touched
+	// units do, and disables and stops those that go.
+	Before(ctx context.Context, dir string, p *plan.Plan) error
+	// After runs when the files are written.
+	After(ctx context.Context, dir string, p *plan.Plan) error
+	// Late touches the agent's own timer and path units, after the record.
+	Late(ctx context.Context, p *plan.Plan) error
+}
+
+// Update carries changes out.
+type Update struct {
+	Host   *host.Host
+	Dirs   state.Dirs
+	State  *state.State
+	Engine engine.Engine
+	Units  Units
+	Log    logrus.FieldLogger
+	// Keep is how many generations stay on disk, at least 1.
+	Keep int
+}
+
+// Inputs is what a pinned change keeps beside its plan, for whoever shows or
+// repeats it.
+type Inputs struct {
+	Ignored []desired.Section `json:"ignored,omitempty"`
+}
+
+// ErrDamaged says that what was pinned cannot be read back whole: the change
+// has to be made anew from its source.
+var ErrDamaged = errors.New("what was stored for the change is damaged")
+
+// steps is the order of a change.
+func (u *Update) steps(c *state.Change, job *engine.Job) []pipeline.Step {
+	return []pipeline.Step{
+		&configure{u, job},     // units that go are stopped, then files are written
+		&postConfigure{u, job}, // units are reloaded, enabled, restarted
+		&record{u, c, job},     // the change becomes a generation
+	}
+}
+
+// Pin stores everything that the change needs and makes it the change under
+// way. Nothing on the host is touched. After an error nothing is pinned.
+func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in Inputs) (err error) {
+	change.ID, err = u.newID(change.Digest)
+	if err != nil {
+		return err
+	}
+	dir := u.Dirs.Change(change.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("staging the change: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	job := &engine.Job{ID: change.ID, Dir: dir, Plan: p, Manifest: &p.Manifest}
+	if _, err := u.Engine.Check(ctx, job); err != nil {
+		return fmt.Errorf("checking the change: %w", err)
+	}
+	if err := u.stage(ctx, dir, p, in); err != nil {
+		return fmt.Errorf("staging the change: %w", err)
+	}
+	if err := atomicfile.SyncFS(u.Dirs.State); err != nil {
+		return fmt.Errorf("staging the change: %w", err)
+	}
+	change.Pinned = u.Host.Now()
+	u.runner(change).Begin(change, u.steps(change, job))
+	superseded := u.State.Change
+	if superseded != nil {
+		u.State.Open = append(u.State.Open, superseded.ID)
+	}
+	u.State.Change = change
+	if err := state.Save(u.Dirs, u.State); err != nil {
+		u.State.Change = superseded
+		if superseded != nil {
+			u.State.Open = u.State.Open[:len(u.State.Open)-1]
+		}
+		return err
+	}
+	return nil
+}
+
+// newID names a change after the generation that it may become and its
+// digest, which is what a person compares.
+func (u *Update) newID(digest string) (string, error) {
+	next := 1
+	if u.State.Applied != nil {
+		next = u.State.Applied.Generation + 1
+	}
+	const short = 8
+	base := strconv.Itoa(next) + "-" + digest[:min(short, len(digest))]
+	for n := 1; ; n++ {
+		id := base
+		if n > 1 {
+			id += "." + strconv.Itoa(n)
+		}
+		switch _, err := os.Lstat(u.Dirs.Change(id)); {
+		case errors.Is(err, os.ErrNotExist):
+			return id, nil
+		case err != nil:
+			return "", err
+		}
+	}
+}
+
+// stage writes contents, backups, pristine copies, plan and manifest. One
+// syncfs follows, so nothing here is synced by itself but pristine copies,
+// which outlive the change.
+func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs) error {
+	for i := range p.Items {
+		item := &p.Items[i]
+		if !item.Write {
+			continue
+		}
+		if err := u.stageItem(ctx, dir, i, item); err != nil {
+			return fmt.Errorf("%s: %w", item.Path, err)
+		}
+	}
+	if err := writeJSON(filepath.Join(dir, "plan.json"), p); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(dir, "inputs.json"), in); err != nil {
+		return err
+	}
+	return state.WriteManifest(filepath.Join(dir, "manifest"), &p.Manifest)
+}
+
+func (u *Update) stageItem(ctx context.Context, dir string, i int, item *plan.Item) error {
+	if item.NeedsContent() {
+		if err := u.storeBlob(ctx, item); err != nil {
+			return err
+		}
+	}
+	if item.Pristine != nil {
+		if err := u.keepPristine(item); err != nil {
+			return err
+		}
+	}
+	if item.Before.Kind != disk.File || item.After.SameContent(item.Before) {
+		return nil
+	}
+	real, err := u.Host.Path(item.Path)
+	if err != nil {
+		return err
+	}
+	return copyFile(real, filepath.Join(dir, "backups"), strconv.Itoa(i))
+}
+
+// storeBlob writes the wanted bytes by their hash, unless they are there.
+func (u *Update) storeBlob(ctx context.Context, item *plan.Item) (err error) {
+	final := filepath.Join(u.Dirs.Blobs(), item.After.SHA256)
+	if whole(final, item.After.SHA256) {
+		return nil
+	}
+	r, err := item.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	temp := final + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	seen := sha256.New()
+	_, err = io.Copy(io.MultiWriter(f, seen), r)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(temp))
+	}
+	if got := hex.EncodeToString(seen.Sum(nil)); got != item.After.SHA256 {
+		return errors.Join(fmt.Errorf("the contents changed while they were read: %s, now %s", item.After.SHA256, got), os.Remove(temp))
+	}
+	return os.Rename(temp, final)
+}
+
+// whole tells whether a stored file is what its name says: one that an
+// earlier crash cut off is written again.
+func whole(path, sum string) bool {
+	node, _, err := disk.Read(path)
+	return err == nil && node.SHA256 == sum
+}
+
+func (u *Update) keepPristine(item *plan.Item) error {
+	store := state.Pristine{Dir: u.Dirs.Pristine()}
+	from, node := item.Path, item.Before
+	if item.Pristine.Vendor != "" {
+		from = item.Pristine.Vendor
+		var err error
+		if node, err = disk.At(u.Host, from); err != nil {
+			return err
+		}
+	}
+	if node.Kind != disk.File {
+		return store.Keep(item.Path, node, nil)
+	}
+	real, err := u.Host.Path(from)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(real)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if item.Pristine.Bytes < 0 {
+		return store.Keep(item.Path, node, f)
+	}
+	seen := sha256.New()
+	node.Size = item.Pristine.Bytes
+	if _, err := io.CopyN(seen, f, node.Size); err != nil {
+		return err
+	}
+	node.SHA256 = hex.EncodeToString(seen.Sum(nil))
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return store.Keep(item.Path, node, io.LimitReader(f, node.Size))
+}
+
+func copyFile(from, dir, name string) (err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
+	// Never a hard link: a later chmod of the target would reach into the backup.
+	if err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); err == nil {
+		return nil
+	}
+	_, err = io.Copy(out, in)
+	return err
+}
+
+func writeJSON(path string, v any) error {
+	data, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(data, '\n'), 0o600)
+}
+
+// Resume goes on with the pinned change, from what was stored for it.
+func (u *Update) Resume(ctx context.Context) error {
+	change := u.State.Change
+	dir := u.Dirs.Change(change.ID)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		// Record moves the directory before it commits.
+		dir = u.Dirs.Generation(u.nextGeneration())
+	}
+	job, err := readJob(change.ID, dir)
+	if err != nil {
+		return err
+	}
+	return u.run(ctx, change, job, false)
+}
+
+func readJob(id, dir string) (*engine.Job, error) {
+	p, err := ReadPlan(dir)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := state.ReadManifest(filepath.Join(dir, "manifest"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return &engine.Job{ID: id, Dir: dir, Plan: p, Manifest: manifest}, nil
+}
+
+// ReadPlan reads the plan of a change or of a generation.
+func ReadPlan(dir string) (*plan.Plan, error) {
+	var p plan.Plan
+	if err := readJSON(filepath.Join(dir, "plan.json"), &p); err != nil {
+		return nil, err
+	}
+	return &p, nil
+}
+
+// ReadInputs reads what Pin stored of the host config.
+func ReadInputs(dir string) (Inputs, error) {
+	var in Inputs
+	err := readJSON(filepath.Join(dir, "inputs.json"), &in)
+	return in, err
+}
+
+func readJSON(path string, into any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
+	}
+	return nil
+}
+
+// Apply carries the change out that Pin has just pinned.
+func (u *Update) Apply(ctx context.Context, p *plan.Plan) error {
+	change := u.State.Change
+	return u.run(ctx, change, &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}, true)
+}
+
+func (u *Update) runner(change *state.Change) *pipeline.Runner {
+	return &pipeline.Runner{
+		Save: func() error { return state.Save(u.Dirs, u.State) },
+		Now:  u.Host.Now, BootID: u.Host.BootID(), Log: u.Log.WithField("change", change.ID),
+	}
+}
+
+func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
+	err := u.runner(change).Run(ctx, change, u.steps(change, job), begun)
+	if errors.Is(err, engine.ErrUntouched) {
+		return errors.Join(err, u.forget(change))
+	}
+	if err != nil {
+		return err
+	}
+	if err := u.Units.Late(ctx, job.Plan); err != nil {
+		u.Log.Warnf("touching the agent's own units: %v", err)
+	}
+	return u.Prune()
+}
+
+// forget unpins a change that did nothing.
+func (u *Update) forget(change *state.Change) error {
+	u.State.Change = nil
+	if err := state.Save(u.Dirs, u.State); err != nil {
+		return err
+	}
+	return os.RemoveAll(u.Dirs.Change(change.ID))
+}
