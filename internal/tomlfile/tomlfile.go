@@ -282,3 +282,7 @@ func Distance(a, b string) int {
 	}
 	return row[len(to)]
 }
+
+// DecodeSome reads what into has a place for and passes over the rest: for a
+// look at a schema number before anything else is believed.
+func DecodeSome(data []byte, into any) error { return toml.Unmarshal(data, into) }
