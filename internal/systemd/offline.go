@@ -219,7 +219,8 @@ func (o Offline) readDir(dir string) ([]fs.DirEntry, error) {
 
 // readInstall reads [Install] from the unit's file and from its drop-ins.
 func (o Offline) readInstall(u *installed) error {
-	files, err := o.dropins(u.name)
+	// systemd takes [Install] only from drop-ins of the unit and its template.
+	files, err := o.dropins(u.name, false)
 	if err != nil {
 		return fmt.Errorf("looking for drop-ins of %s: %w", u.name, err)
 	}
@@ -252,14 +253,15 @@ func (o Offline) readInstall(u *installed) error {
 
 // dropins are the files that change a unit, in the order in which they are
 // read. Of files with one name the first found counts: in the directories'
-// order, and for the unit before its template, a prefix and its type.
-func (o Offline) dropins(name string) ([]string, error) {
+// order, and for the unit before its template and, if they are asked for, its
+// prefixes and its type.
+func (o Offline) dropins(name string, shared bool) ([]string, error) {
 	names := []string{name}
 	if own := templateOf(name); own != "" {
 		names = append(names, own)
 	}
 	prefix, _, ext := split(name)
-	for at := strings.LastIndexByte(strings.TrimSuffix(prefix, "-"), '-'); at > 0; at = strings.LastIndexByte(prefix[:at], '-') {
+	for at := strings.LastIndexByte(strings.TrimSuffix(prefix, "-"), '-'); shared && at > 0; at = strings.LastIndexByte(prefix[:at], '-') {
 		names = append(names, prefix[:at+1]+ext)
 	}
 	found := map[string]string{}
@@ -283,17 +285,19 @@ func (o Offline) dropins(name string) ([]string, error) {
 		}
 	}
 	for _, dir := range searchPath {
-		if err := add(dir + "/" + ext[1:] + ".d"); err != nil {
+		if !shared {
+			break
+		}
+		if err := add(dir + "/" + strings.TrimPrefix(ext, ".") + ".d"); err != nil {
 			return nil, err
 		}
 	}
 	var files []string
-	for base, file := range found {
+	for _, file := range found {
 		if target, err := o.readlink(file); err == nil && target == "/dev/null" {
-			continue
+			continue // masked
 		}
 		files = append(files, file)
-		_ = base
 	}
 	slices.SortFunc(files, func(a, b string) int { return cmp.Compare(path.Base(a), path.Base(b)) })
 	return files, nil
@@ -307,7 +311,8 @@ func words(value string) ([]string, error) {
 		quote rune
 		open  bool
 	)
-	for _, r := range value {
+	// The parser keeps the ends of lines that go on.
+	for _, r := range strings.ReplaceAll(value, "\\\n", " ") {
 		switch {
 		case quote != 0 && r == quote:
 			quote = 0
@@ -474,17 +479,24 @@ func (u *installed) aliasPath(alias string) (string, error) {
 }
 
 // Unlinks are the links that disabling a unit removes, with those of the units
-// in its Also=. Of a template that is every instance's.
+// in its Also=. Of a template that is every instance's. Of a unit that is gone
+// they are the links that bear its name.
 func (o Offline) Unlinks(name string) ([]string, error) {
 	// Names and files that links lead to; a link that goes is such a name itself.
 	gone := map[string]bool{}
 	err := o.each(name, func(u *installed) error {
-		if !u.masked {
-			gone[u.name] = true
-			gone[u.file] = true
+		if u.masked {
+			return nil
+		}
+		gone[u.name] = true
+		if path.Base(u.file) == u.name || u.linked {
+			gone[u.file] = true // not for an instance: the file is its siblings', too
 		}
 		return nil
 	})
+	if errors.Is(err, ErrNoUnit) {
+		gone[name], err = true, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -552,13 +564,14 @@ func (o Offline) State(name string) (string, error) {
 	if target == "/dev/null" {
 		return "masked" + runtime, nil
 	}
-	if base := path.Base(target); target != "" && base != name && base != templateOf(name) {
+	if base := path.Base(target); target != "" && path.Base(file) == name && base != name && base != templateOf(name) {
 		return "alias", nil
 	}
 	u, err := o.load(name)
 	if err != nil {
 		return "", err
 	}
+	siblings := false
 	for _, place := range []struct{ dir, state string }{
 		{configDir, "enabled"}, {runtimeDir, "enabled-runtime"},
 	} {
@@ -569,8 +582,13 @@ func (o Offline) State(name string) (string, error) {
 		if slices.ContainsFunc(links, u.enabledBy) {
 			return place.state, nil
 		}
+		siblings = siblings || slices.ContainsFunc(links, func(link Link) bool {
+			return templateOf(path.Base(link.Path)) == u.name
+		})
 	}
 	switch {
+	case siblings:
+		return "indirect", nil // other instances of the template are enabled
 	case u.linked:
 		return "linked" + runtime, nil
 	case slices.ContainsFunc([]string{"WantedBy", "RequiredBy", "UpheldBy", "Alias"}, func(key string) bool {
@@ -591,9 +609,10 @@ func (u *installed) enabledBy(link Link) bool {
 	}
 	base := path.Base(link.Path)
 	if slices.Contains(searchPath, path.Dir(link.Path)) {
-		return base != u.name
+		// Every instance's file is the template's: an alias does not say whose it is.
+		return base != u.name && path.Base(u.file) == u.name
 	}
-	return base == u.name || templateOf(base) == u.name
+	return base == u.name || base == u.instantiated()
 }
 
 // IsEnabled tells whether there is nothing to do to have the unit enabled.
@@ -628,7 +647,7 @@ func (o Offline) OnChange(name string) string {
 	if err != nil || u.masked {
 		return ""
 	}
-	files, err := o.dropins(u.name)
+	files, err := o.dropins(u.name, true)
 	if err != nil {
 		return ""
 	}
