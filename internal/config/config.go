@@ -1,0 +1,204 @@
+// Package config is /etc/reconf-pull/config.toml.
+//
+// Its one rule: every key has a default except where the fleet repo is, and a
+// key that does not exist is an error with its line and the nearest one.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/service"
+	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
+)
+
+// Path is where the file is looked for.
+const Path = "/etc/reconf-pull/config.toml"
+
+// Config is the whole file. docs/configuration.md says the same in words; a
+// test compares the two.
+type Config struct {
+	Source    Source    `toml:"source"`
+	Host      Host      `toml:"host"`
+	Translate Translate `toml:"translate"`
+	Apply     Apply     `toml:"apply"`
+	Drift     Drift     `toml:"drift"`
+	Service   Service   `toml:"service"`
+	Keep      int       `toml:"keep"` // generations on disk
+}
+
+// Source is where the fleet repo is and how to get at it.
+type Source struct {
+	URL          string   `toml:"url"`
+	Branch       string   `toml:"branch"`
+	Timeout      Duration `toml:"timeout"`
+	SSHKey       string   `toml:"ssh_key"`
+	KnownHosts   string   `toml:"known_hosts"`
+	Username     string   `toml:"username"`
+	PasswordFile string   `toml:"password_file"`
+	TokenFile    string   `toml:"token_file"`
+	CAFile       string   `toml:"ca_file"`
+}
+
+// Host says which config is this machine's.
+type Host struct {
+	Name      string `toml:"name"`
+	ShortName bool   `toml:"short_name"`
+	MachineID string `toml:"machine_id"`
+}
+
+// Translate bounds and judges what Butane is given.
+type Translate struct {
+	Strict  bool `toml:"strict"`
+	MaxFile Size `toml:"max_file"`
+}
+
+// Apply is what happens to paths that others changed too.
+type Apply struct {
+	OnConflict       string `toml:"on_conflict"`
+	PruneModified    bool   `toml:"prune_modified"`
+	AllowMassRemoval bool   `toml:"allow_mass_removal"`
+}
+
+// Drift is what happens to paths that changed on the host only.
+type Drift struct {
+	Mode string `toml:"mode"`
+}
+
+// Service bounds the unit operations and extends the table of what restarts what.
+type Service struct {
+	JobTimeout Duration `toml:"job_timeout"`
+	Settle     Duration `toml:"settle"`
+	Watch      []Watch  `toml:"watch"`
+}
+
+// Watch is one [[service.watch]].
+type Watch struct {
+	Path string   `toml:"path"`
+	Unit string   `toml:"unit"`
+	Run  []string `toml:"run"`
+}
+
+// Default is the configuration of a file that says nothing.
+func Default() Config {
+	const maxFile = 64 << 20
+	return Config{
+		Source:    Source{Timeout: Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts"},
+		Translate: Translate{Strict: true, MaxFile: maxFile},
+		Apply:     Apply{OnConflict: "replace"},
+		Drift:     Drift{Mode: "report"},
+		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
+		Keep:      10,
+	}
+}
+
+// Error is a configuration that cannot be used.
+type Error struct{ Err error }
+
+func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// Load reads the file; a missing one is the default when optional.
+func Load(path string, optional bool) (Config, error) {
+	c := Default()
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && optional {
+		return c, nil
+	}
+	if err != nil {
+		return c, &Error{fmt.Errorf("reading the configuration: %w", err)}
+	}
+	if err := tomlfile.Decode(path, data, &c); err != nil {
+		return c, &Error{err}
+	}
+	if list := c.check(path, data); len(list) > 0 {
+		return c, &Error{&finding.Failure{Findings: list}}
+	}
+	return c, nil
+}
+
+// check looks at values; the decoder has looked at keys and types.
+func (c *Config) check(path string, data []byte) finding.List {
+	var list finding.List
+	bad := func(message string, key ...string) {
+		list = append(list, finding.Finding{Severity: finding.Error, Position: tomlfile.Find(path, data, key...), Message: message})
+	}
+	choice := func(value string, of []string, key ...string) {
+		for _, one := range of {
+			if value == one {
+				return
+			}
+		}
+		bad(fmt.Sprintf("%s = %q is none of %s", strings.Join(key, "."), value, strings.Join(of, ", ")), key...)
+	}
+	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
+	choice(c.Drift.Mode, []string{"report", "correct"}, "drift", "mode")
+	for key, d := range map[string]Duration{"timeout": c.Source.Timeout} {
+		if d <= 0 {
+			bad("source."+key+" must be longer than 0", "source", key)
+		}
+	}
+	if c.Service.JobTimeout <= 0 {
+		bad("service.job_timeout must be longer than 0", "service", "job_timeout")
+	}
+	if c.Translate.MaxFile <= 0 {
+		bad("translate.max_file must be larger than 0", "translate", "max_file")
+	}
+	if c.Keep < 1 {
+		bad("keep must be at least 1: the applied generation is one", "keep")
+	}
+	for _, w := range c.Watches() {
+		if err := w.Validate(); err != nil {
+			bad("service.watch: "+err.Error(), "service", "watch")
+		}
+	}
+	return list
+}
+
+// Watches are the [[service.watch]] entries as the service table takes them.
+func (c *Config) Watches() []service.Watch {
+	var all []service.Watch
+	for _, w := range c.Service.Watch {
+		all = append(all, service.Watch{Path: w.Path, Unit: w.Unit, Run: w.Run})
+	}
+	return all
+}
+
+// Duration is written as Go writes it: "90s", "2m", "1h30m".
+type Duration time.Duration
+
+// UnmarshalText parses a duration; a number without a unit is an error.
+func (d *Duration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is no duration: write it as 90s, 2m or 1h30m", text)
+	}
+	*d = Duration(parsed)
+	return nil
+}
+
+// Size is a number of bytes, written as "64MiB", "512KiB" or "1GiB".
+type Size int64
+
+// UnmarshalText parses a size with its unit.
+func (s *Size) UnmarshalText(text []byte) error {
+	for _, unit := range []struct {
+		name   string
+		factor int64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}} {
+		number, ok := strings.CutSuffix(string(text), unit.name)
+		if !ok {
+			continue
+		}
+		var n int64
+		if _, err := fmt.Sscanf(number, "%d", &n); err == nil && n > 0 && n < 1<<20 && fmt.Sprint(n) == number {
+			*s = Size(n * unit.factor)
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is no size: write it as 512KiB, 64MiB or 1GiB", text)
+}

@@ -1,0 +1,129 @@
+package units
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
+)
+
+// Offline is a root that is not running: only enablement is carried out, by
+// the links that systemctl --root would make.
+type Offline struct {
+	Host *host.Host
+	Log  logrus.FieldLogger
+}
+
+// Before disables, by their old files, the units that go or whose [Install]
+// changes.
+func (o *Offline) Before(_ context.Context, _ string, p *plan.Plan) error {
+	return o.disable(disabledFirst(p))
+}
+
+// After enables and disables the others, and says what a running machine
+// would have done.
+func (o *Offline) After(_ context.Context, _ string, p *plan.Plan) error {
+	for _, command := range p.Effect.Commands {
+		o.Log.Debugf("would run: %v", command.Args(o.Host.Exists))
+	}
+	for _, touch := range p.Effect.Touches {
+		o.Log.Debugf("would %s %s", touch.Action, touch.Unit)
+	}
+	for _, u := range p.Units {
+		var err error
+		if u.Enable {
+			err = o.enable(u.Name)
+		} else {
+			err = o.disable([]string{u.Name})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Late has nothing to do where nothing runs.
+func (o *Offline) Late(context.Context, *plan.Plan) error { return nil }
+
+func (o *Offline) enable(unit string) error {
+	links, err := systemd.Offline{Host: o.Host}.Links(unit)
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		if err := o.link(link); err != nil {
+			return fmt.Errorf("enabling %s: %w", unit, err)
+		}
+	}
+	return nil
+}
+
+// link puts a symbolic link in place durably, over whatever link is there.
+func (o *Offline) link(link systemd.Link) error {
+	real, err := o.Host.Path(link.Path)
+	if err != nil {
+		return err
+	}
+	if now, _, err := disk.Look(real); err != nil || now.Kind == disk.Link && now.Target == link.Target {
+		return err
+	}
+	dir := filepath.Dir(real)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	temp := filepath.Join(dir, "."+filepath.Base(real)+".reconf")
+	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Symlink(link.Target, temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, real); err != nil {
+		return err
+	}
+	return errors.Join(atomicfile.SyncDir(dir), atomicfile.SyncDir(filepath.Dir(dir)))
+}
+
+func (o *Offline) disable(units []string) error {
+	for _, unit := range units {
+		links, err := systemd.Offline{Host: o.Host}.Unlinks(unit)
+		if err != nil && !errors.Is(err, systemd.ErrNoUnit) {
+			return err
+		}
+		for _, link := range links {
+			if err := o.unlink(link); err != nil {
+				return fmt.Errorf("disabling %s: %w", unit, err)
+			}
+		}
+	}
+	return nil
+}
+
+// unlink removes a link and, as systemctl does, the directory that it leaves empty.
+func (o *Offline) unlink(path string) error {
+	real, err := o.Host.Path(path)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(real); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	dir := filepath.Dir(real)
+	if err := atomicfile.SyncDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if names, err := os.ReadDir(dir); err == nil && len(names) == 0 && filepath.Ext(dir) != "" {
+		return os.Remove(dir)
+	}
+	return nil
+}
