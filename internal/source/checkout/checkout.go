@@ -1,0 +1,317 @@
+// Package checkout reads a fleet repo from a directory, for authors and CI.
+//
+// Its one rule: a clean checkout has the ids of its commit. Whatever lies in
+// the directory counts, also what .gitignore names, except .git and folders
+// with no file in them, which git cannot store; and no symlink is followed.
+// What git changes on its way to the directory (line ends, LFS and other
+// filters) has another id here, and so has a folder with a submodule in it.
+package checkout
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+)
+
+// Tree is a source.Tree over a directory. It hashes what it is asked for, and
+// for the id of a folder what is below it, once: a file that changes afterwards
+// fails when it is read. Several goroutines may use it.
+type Tree struct {
+	root *os.Root
+
+	mu      sync.Mutex
+	entries map[string]source.Entry
+	folders map[string][]fs.DirEntry
+}
+
+// Open opens the directory.
+func Open(dir string) (*Tree, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Tree{root: root, entries: map[string]source.Entry{}, folders: map[string][]fs.DirEntry{}}, nil
+}
+
+// Close gives the directory back.
+func (t *Tree) Close() error { return t.root.Close() }
+
+// Entry is part of source.Tree.
+func (t *Tree) Entry(p string) (source.Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.parents(p); err != nil {
+		return source.Entry{}, err
+	}
+	return t.entry(p)
+}
+
+// parents checks that every folder on the way is one.
+func (t *Tree) parents(p string) error {
+	if !fs.ValidPath(p) {
+		return &fs.PathError{Op: "look up", Path: p, Err: fs.ErrInvalid}
+	}
+	for i, c := range p {
+		if c != '/' {
+			continue
+		}
+		info, err := t.lstat(p[:i])
+		switch {
+		case err != nil:
+			return notExist(p, err)
+		case info.Mode().Type() == fs.ModeSymlink:
+			return &source.SymlinkError{Path: p, Link: p[:i]}
+		case !info.IsDir(), t.isRepo(p[:i]):
+			return notExist(p, fs.ErrNotExist)
+		}
+	}
+	return nil
+}
+
+func notExist(p string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "look up", Path: p, Err: fs.ErrNotExist}
+	}
+	return err
+}
+
+func (t *Tree) lstat(p string) (fs.FileInfo, error) {
+	if slices.Contains(strings.Split(p, "/"), ".git") {
+		return nil, fs.ErrNotExist
+	}
+	return t.root.Lstat(p)
+}
+
+// entry computes an entry whose parents were checked.
+func (t *Tree) entry(p string) (source.Entry, error) {
+	if e, ok := t.entries[p]; ok {
+		return e, nil
+	}
+	info, err := t.lstat(p)
+	if err != nil {
+		return source.Entry{}, notExist(p, err)
+	}
+	e := source.Entry{Path: p}
+	switch {
+	case info.IsDir() && p != "." && t.isRepo(p):
+		e.Mode, e.ID = source.Submodule, noCommit
+	case info.IsDir():
+		e.Mode = source.Directory
+		e.ID, err = t.folderID(p)
+	case info.Mode().Type() == fs.ModeSymlink:
+		e.Mode = source.Symlink
+		var target string
+		if target, err = t.root.Readlink(p); err == nil {
+			e.ID = id("blob", []byte(target))
+		}
+	case info.Mode().IsRegular():
+		e.Mode = source.Regular
+		if info.Mode()&0o100 != 0 {
+			e.Mode = source.Executable
+		}
+		e.ID, err = t.fileID(p, info.Size())
+	default:
+		return source.Entry{}, fmt.Errorf("%s is a %s, which git cannot store", p, kind(info.Mode()))
+	}
+	if err != nil {
+		return source.Entry{}, err
+	}
+	t.entries[p] = e
+	return e, nil
+}
+
+// noCommit stands for the commit of a submodule: what refers into one is
+// refused whatever it is.
+var noCommit = strings.Repeat("0", 2*sha1.Size)
+
+// isRepo tells whether a folder is a repository of its own, which git does not
+// look into.
+func (t *Tree) isRepo(p string) bool {
+	_, err := t.root.Lstat(path.Join(p, ".git"))
+	return err == nil
+}
+
+func kind(m fs.FileMode) string {
+	switch m.Type() {
+	case fs.ModeNamedPipe:
+		return "named pipe"
+	case fs.ModeSocket:
+		return "socket"
+	default:
+		return "device"
+	}
+}
+
+func (t *Tree) fileID(p string, size int64) (string, error) {
+	f, err := t.root.Open(p)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := newHash("blob", size)
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// folderID hashes a folder and all that is below it.
+func (t *Tree) folderID(p string) (string, error) {
+	entries, err := t.list(p)
+	if err != nil {
+		return "", err
+	}
+	// Git sorts a folder as if its name ended in a slash.
+	slices.SortFunc(entries, func(a, b source.Entry) int { return strings.Compare(gitName(a), gitName(b)) })
+	var data bytes.Buffer
+	for _, e := range entries {
+		raw, err := hex.DecodeString(e.ID)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&data, "%o %s\x00", uint32(e.Mode), path.Base(e.Path))
+		data.Write(raw)
+	}
+	return id("tree", data.Bytes()), nil
+}
+
+func gitName(e source.Entry) string {
+	if e.Mode == source.Directory {
+		return path.Base(e.Path) + "/"
+	}
+	return path.Base(e.Path)
+}
+
+// List is part of source.Tree.
+func (t *Tree) List(p string) ([]source.Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.parents(p); err != nil {
+		return nil, err
+	}
+	info, err := t.lstat(p)
+	switch {
+	case err != nil:
+		return nil, notExist(p, err)
+	case info.Mode().Type() == fs.ModeSymlink:
+		return nil, &source.SymlinkError{Path: p, Link: p}
+	case !info.IsDir(), p != "." && t.isRepo(p):
+		return nil, notExist(p, fs.ErrNotExist)
+	}
+	return t.list(p)
+}
+
+// emptyTree is the id of a folder with nothing in it.
+var emptyTree = id("tree", nil)
+
+func (t *Tree) list(p string) ([]source.Entry, error) {
+	names, ok := t.folders[p]
+	if !ok {
+		dir, err := t.root.Open(p)
+		if err != nil {
+			return nil, err
+		}
+		names, err = dir.ReadDir(-1)
+		if err = errors.Join(err, dir.Close()); err != nil {
+			return nil, err
+		}
+		slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+		t.folders[p] = names
+	}
+	var list []source.Entry
+	for _, name := range names {
+		if name.Name() == ".git" || name.Type()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0 {
+			continue // git does not see these either
+		}
+		e, err := t.entry(path.Join(p, name.Name()))
+		if err != nil {
+			return nil, err
+		}
+		if e.Mode == source.Directory && e.ID == emptyTree {
+			continue
+		}
+		list = append(list, e)
+	}
+	return list, nil
+}
+
+// Size is part of source.Tree.
+func (t *Tree) Size(e source.Entry) (int64, error) {
+	info, err := t.lstat(e.Path)
+	if err != nil {
+		return 0, notExist(e.Path, err)
+	}
+	return info.Size(), nil
+}
+
+// Open is part of source.Tree.
+func (t *Tree) Open(e source.Entry) (io.ReadCloser, error) {
+	if e.Mode == source.Symlink {
+		target, err := t.root.Readlink(e.Path)
+		if err != nil {
+			return nil, err
+		}
+		return &reader{f: io.NopCloser(strings.NewReader(target)), hash: newHash("blob", int64(len(target))), entry: e}, nil
+	}
+	if !e.Mode.IsFile() {
+		return nil, fmt.Errorf("%s is no file", e.Path)
+	}
+	f, err := t.root.Open(e.Path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &reader{f: f, hash: newHash("blob", info.Size()), entry: e}, nil
+}
+
+// reader fails at the end of a file that is not what was hashed before.
+type reader struct {
+	f     io.ReadCloser
+	hash  hash.Hash
+	entry source.Entry
+	err   error
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.f.Read(p)
+	r.hash.Write(p[:n])
+	if errors.Is(err, io.EOF) && hex.EncodeToString(r.hash.Sum(nil)) != r.entry.ID {
+		err = fmt.Errorf("%s changed while it was read", r.entry.Path)
+	}
+	r.err = err
+	return n, err
+}
+
+func (r *reader) Close() error { return r.f.Close() }
+
+// newHash is git's hash of an object. It needs no defence against collisions:
+// whoever writes the checkout decides what is in it.
+func newHash(kind string, size int64) hash.Hash {
+	h := sha1.New()
+	fmt.Fprintf(h, "%s %d\x00", kind, size)
+	return h
+}
+
+func id(kind string, data []byte) string {
+	h := newHash(kind, int64(len(data)))
+	h.Write(data)
+	return hex.EncodeToString(h.Sum(nil))
+}
