@@ -56,7 +56,7 @@ type Host struct {
 	machine string // unique on this machine
 	repo    *Repo
 	disk    *disk
-	cgroup  string // below the mount of the unified hierarchy
+	cgroup  string // in the unified hierarchy; there while the host is on
 	console string // what the boots printed
 
 	mu     sync.Mutex
@@ -139,11 +139,11 @@ func Prepare(tb testing.TB, o Options) *Host {
 	if err != nil {
 		tb.Fatalf("making the %s image: %v", o.OS.suite, err)
 	}
-	tb.Cleanup(h.destroy)
-	h.cgroup, err = newCgroup(h.machine)
+	h.cgroup, err = cgroupPath(h.machine)
 	if err != nil {
 		tb.Fatal(err)
 	}
+	tb.Cleanup(h.destroy)
 	h.disk, err = newDisk(template, filepath.Join(scratch, "root"))
 	if err != nil {
 		tb.Fatalf("making the disk of %s: %v", h.Name, err)
@@ -168,24 +168,13 @@ func (h *Host) destroy() {
 	if h.tb.Failed() {
 		h.dump()
 	}
-	if h.cgroup != "" {
-		if err := h.kill(); err != nil {
-			h.tb.Errorf("ending %s: %v", h.Name, err)
-		}
+	if err := h.kill(); err != nil {
+		h.tb.Errorf("ending %s: %v", h.Name, err)
 	}
 	if h.disk != nil {
 		if err := h.disk.close(); err != nil {
 			h.tb.Errorf("detaching the disk of %s: %v", h.Name, err)
 		}
-	}
-	if h.cgroup != "" {
-		if err := removeCgroup(h.cgroup); err != nil {
-			h.tb.Errorf("removing the control group of %s: %v", h.Name, err)
-		}
-	}
-	// nspawn leaves its propagation directory behind when it is killed.
-	if err := os.RemoveAll(filepath.Join("/run/systemd/nspawn/propagate", h.machine)); err != nil {
-		h.tb.Errorf("cleaning up after %s: %v", h.Name, err)
 	}
 }
 
@@ -217,7 +206,7 @@ func (h *Host) Repo() *Repo { return h.repo }
 // Command is a command on the host, not started, with a clean environment.
 func (h *Host) Command(args ...string) *exec.Cmd {
 	h.tb.Helper()
-	cmd, err := h.command(h.tb.Context(), args...)
+	cmd, err := h.command(context.Background(), args...)
 	if err != nil {
 		h.tb.Fatal(err)
 	}
@@ -258,7 +247,7 @@ func (h *Host) Run(args ...string) string {
 // included, and its exit status: -1 if it was killed or the host is not up.
 func (h *Host) Try(args ...string) (string, int) {
 	h.tb.Helper()
-	cmd, err := h.command(h.tb.Context(), args...)
+	cmd, err := h.command(context.Background(), args...)
 	if err != nil {
 		return err.Error(), -1
 	}

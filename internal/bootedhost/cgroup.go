@@ -31,7 +31,8 @@ func cgroupMount() (string, error) {
 	return "", errors.New("no unified cgroup hierarchy is mounted")
 }
 
-func newCgroup(machine string) (string, error) {
+// cgroupPath names the group of a host, and removes what dead processes left.
+func cgroupPath(machine string) (string, error) {
 	mount, err := cgroupMount()
 	if err != nil {
 		return "", err
@@ -39,11 +40,7 @@ func newCgroup(machine string) (string, error) {
 	if err := removeStale(mount); err != nil {
 		return "", err
 	}
-	path := filepath.Join(mount, cgroupPrefix+machine)
-	if err := os.Mkdir(path, 0o755); err != nil {
-		return "", fmt.Errorf("making a control group: %w", err)
-	}
-	return path, nil
+	return filepath.Join(mount, cgroupPrefix+machine), nil
 }
 
 // removeStale removes the groups of test processes that died without cleaning up.
@@ -58,14 +55,17 @@ func removeStale(mount string) error {
 		if err != nil || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			continue
 		}
-		if err := errors.Join(killCgroup(path), removeCgroup(path)); err != nil {
+		if err := killCgroup(path); err != nil {
 			return fmt.Errorf("removing what process %d left: %w", pid, err)
 		}
 	}
 	return nil
 }
 
-// killCgroup kills all processes of the group and below, and waits for their end.
+// killCgroup kills all processes of the group and below, waits for their end and
+// removes the group, and the one that nspawn made like it in systemd's version 1
+// hierarchy. A killed group is of no further use: Linux 6.18 kills whatever is cloned
+// into it later, too.
 func killCgroup(path string) error {
 	if err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0); err != nil {
 		return ignoreGone(err)
@@ -77,12 +77,6 @@ func killCgroup(path string) error {
 	if !dead {
 		return fmt.Errorf("killing the processes in %s: some live on", path)
 	}
-	return nil
-}
-
-// removeCgroup removes the group, and the one that nspawn made like it in systemd's
-// version 1 hierarchy.
-func removeCgroup(path string) error {
 	named := filepath.Join(filepath.Dir(filepath.Dir(path)), "systemd", filepath.Base(path))
 	return errors.Join(removeGroups(path), removeGroups(named))
 }

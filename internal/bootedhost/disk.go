@@ -106,7 +106,14 @@ func (d *disk) unmount() error {
 	if !d.mounted {
 		return nil
 	}
-	if err := d.ns.do(func() error { return unix.Unmount(d.dir, 0) }); err != nil {
+	// A process that is just being started elsewhere in this program has copies of its
+	// open files until it executes.
+	var err error
+	waitFor(30*time.Second, func() bool {
+		err = d.ns.do(func() error { return unix.Unmount(d.dir, 0) })
+		return !errors.Is(err, unix.EBUSY)
+	})
+	if err != nil {
 		return fmt.Errorf("unmounting %s: %w", d.loop.Name(), err)
 	}
 	d.mounted = false
@@ -169,6 +176,9 @@ func newNamespace() (*namespace, error) {
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		}
+		if err == nil {
+			err = hideNspawnState()
+		}
 		ready <- err
 		for f := range ns.calls {
 			f()
@@ -179,6 +189,16 @@ func newNamespace() (*namespace, error) {
 		return nil, fmt.Errorf("making a mount namespace: %w", err)
 	}
 	return ns, nil
+}
+
+// hideNspawnState gives nspawn a state directory that goes with the namespace. It leaves
+// files there when it is killed.
+func hideNspawnState() error {
+	const dir = "/run/systemd/nspawn"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755")
 }
 
 // do runs f in the namespace. Processes that f starts stay there.

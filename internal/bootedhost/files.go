@@ -108,10 +108,11 @@ func (h *Host) withRoot(f func(root int) error) error {
 	return errors.Join(err, h.disk.unmount())
 }
 
-// openIn opens a path as the host would: its links are resolved below root, an absolute
+// openIn opens an absolute path as the host would: its links are resolved below root, an absolute
 // one never leads to a file of this machine.
 func openIn(root int, path string, flags uint64) (int, error) {
-	return unix.Openat2(root, path, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	// Relative, because an absolute path that somehow lost its root would be this machine's.
+	return unix.Openat2(root, "."+path, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
 }
 
 func replace(root int, path string, data []byte, mode fs.FileMode) error {

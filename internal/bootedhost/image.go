@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,7 +113,10 @@ func cachedImage(tb testing.TB, o OS) (string, error) {
 	}
 	defer os.RemoveAll(tree)
 	// debootstrap mounts below the tree. In a namespace of its own these mounts die
-	// with it, and removing the tree can never reach through them.
+	// with it, and removing the tree can never reach through them. It must not live on
+	// when this process, and with it the lock, is gone; death is signalled by thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	private := []string{"--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"}
 	for _, argv := range [][]string{
 		append(append([]string{"unshare"}, private...), append([]string{"debootstrap"}, append(args[:3:3], o.suite, tree, mirror())...)...),
@@ -122,7 +126,7 @@ func cachedImage(tb testing.TB, o OS) (string, error) {
 		{"sync", unfinished},
 	} {
 		cmd := exec.CommandContext(tb.Context(), argv[0], argv[1:]...)
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("running %s: %w\n%s", strings.Join(argv, " "), err, lastLines(out, 30))
 		}

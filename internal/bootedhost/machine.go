@@ -35,8 +35,9 @@ func (h *Host) PowerOn() {
 func (h *Host) start() error {
 	args := []string{
 		"--pid", "--fork", "--kill-child", "--mount-proc", "--",
-		// nspawn itself must not be PID 1: it would log like one.
-		"sh", "-c", `systemd-nspawn "$@"; exit $?`, "sh",
+		// Kept in its control group, nspawn leaves a reboot to its caller and says so by
+		// status 133.
+		"sh", "-c", `while systemd-nspawn "$@"; s=$?; [ $s = 133 ]; do :; done; exit $s`, "sh",
 		"--quiet", "--boot", "--directory=" + h.disk.dir,
 		"--machine=" + h.machine, "--hostname=" + h.Name,
 		"--register=no", "--keep-unit", "--settings=no", "--console=read-only",
@@ -50,6 +51,9 @@ func (h *Host) start() error {
 		return err
 	}
 	defer console.Close()
+	if err := os.Mkdir(h.cgroup, 0o755); err != nil {
+		return fmt.Errorf("making a control group: %w", err)
+	}
 	cgroup, err := os.Open(h.cgroup)
 	if err != nil {
 		return err
@@ -85,7 +89,7 @@ func (h *Host) start() error {
 // waitBoot waits until a boot with another id than the given one has finished.
 func (h *Host) waitBoot(before string) {
 	h.tb.Helper()
-	ctx, cancel := context.WithTimeout(h.tb.Context(), bootTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 	defer cancel()
 	answer := "nothing yet"
 	for ctx.Err() == nil {
