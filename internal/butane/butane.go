@@ -6,6 +6,7 @@
 package butane
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 	"github.com/coreos/butane/config/common"
 	"github.com/coreos/butane/config/util"
 	"github.com/coreos/go-semver/semver"
+	ignerrors "github.com/coreos/ignition/v2/config/shared/errors"
 	ignition "github.com/coreos/ignition/v2/config/v3_7_experimental"
 	"github.com/coreos/ignition/v2/config/v3_7_experimental/types"
 	"github.com/coreos/vcontext/path"
@@ -54,7 +56,8 @@ func Translate(layer string, data []byte, filesDir string, strict bool) (Config,
 	t.run(data)
 	c.Ignition = t.config
 	c.index(d, filesDir)
-	t.sort()
+	inOrder(t.findings)
+	t.findings = slices.Compact(t.findings)
 	c.reported = map[string]bool{}
 	for _, f := range t.findings {
 		c.reported[f.Message] = true
@@ -182,6 +185,8 @@ func (t *translation) entry(kind report.EntryKind, at []any, message string) {
 		severity = t.strictly()
 		pos = t.keyPosition(at)
 		message = "unknown key " + strings.TrimPrefix(message, unusedKey)
+	case message == ignerrors.ErrModeSpecialBits.Error():
+		return // specialBits says it with the mode and the way out
 	case strings.HasPrefix(message, "context tree does not match"):
 		if n, _, whole := t.at(at); whole && n.ShortTag() == "!!null" {
 			return // a key without a value has no unknown keys in it
@@ -206,6 +211,9 @@ func severityOf(kind report.EntryKind) finding.Severity {
 // garbage is where the parser of unit files shows the contents of one.
 var garbage = regexp.MustCompile(`(?s)(found garbage after section name.*?): .*`)
 
+// goType is how the YAML library names one of Butane's types.
+var goType = regexp.MustCompile(`into (?:\[\])*v[0-9]+_[0-9]+(?:_exp)?\.([A-Za-z]+)`)
+
 // clean takes out of a message what is only ours, and what is the host config's secret.
 func (t *translation) clean(message string) string { return clean(message, t.filesDir) }
 
@@ -213,7 +221,21 @@ func clean(message, filesDir string) string {
 	if filesDir != "" {
 		message = strings.ReplaceAll(message, filepath.Clean(filesDir)+string(filepath.Separator), "")
 	}
-	return garbage.ReplaceAllString(message, "$1")
+	message = goType.ReplaceAllString(message, "into $1")
+	return strings.TrimSpace(garbage.ReplaceAllString(message, "$1"))
+}
+
+// Join puts what Export and Translate say about one layer together: of a
+// reference that was refused, Butane's own complaint says nothing more.
+func Join(refused, said finding.List) finding.List {
+	out := slices.Clone(refused)
+	for _, f := range said {
+		if !slices.ContainsFunc(refused, func(r finding.Finding) bool { return r.File == f.File && r.Field == f.Field }) {
+			out = append(out, f)
+		}
+	}
+	inOrder(out)
+	return out
 }
 
 // steps is a path of a report without its types.
@@ -239,19 +261,12 @@ func snake(at []any) []any {
 	return out
 }
 
-// sort brings the findings into the order of the document: Butane walks maps.
-func (t *translation) sort() {
-	slices.SortStableFunc(t.findings, func(a, b finding.Finding) int {
-		switch {
-		case a.Line != b.Line:
-			return a.Line - b.Line
-		case a.Column != b.Column:
-			return a.Column - b.Column
-		default:
-			return strings.Compare(a.Message, b.Message)
-		}
+// inOrder brings the findings of one layer into the order of its lines: Butane
+// walks maps.
+func inOrder(list finding.List) {
+	slices.SortStableFunc(list, func(a, b finding.Finding) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Message, b.Message))
 	})
-	t.findings = slices.CompactFunc(t.findings, func(a, b finding.Finding) bool { return a == b })
 }
 
 // specialSince is the first version of each variant that keeps set-uid, set-gid

@@ -371,6 +371,9 @@ func (d *document) yamlFindings(err error) finding.List {
 		if m := atLine.FindStringSubmatch(msg); m != nil {
 			pos.Line, _ = strconv.Atoi(m[1])
 			msg = msg[len(m[0]):]
+			if d.root == nil {
+				pos.Line = d.brokenLine(pos.Line)
+			}
 		} else if line := d.badLine(); line > 0 {
 			pos.Line = line
 		} else if d.root == nil {
@@ -382,11 +385,28 @@ func (d *document) yamlFindings(err error) finding.List {
 		list = append(list, finding.Finding{
 			Severity: finding.Error,
 			Position: pos,
-			Message:  "YAML: " + strings.TrimPrefix(msg, "yaml: "),
+			Message:  "YAML: " + clean(strings.TrimPrefix(msg, "yaml: "), ""),
 			Excerpt:  d.excerpt(pos),
 		})
 	}
 	return list
+}
+
+// brokenLine is the line after the longest beginning of the document that can be
+// read. The library often names the line where the surrounding map began, and
+// counts some lines from 0.
+func (d *document) brokenLine(said int) int {
+	const few = 1000 // each try parses the beginning once more
+	if len(d.lines) > few {
+		return said
+	}
+	for n := len(d.lines) - 1; n > 0; n-- {
+		var any yaml.Node
+		if yaml.Unmarshal([]byte(strings.Join(d.lines[:n], "\n")), &any) == nil {
+			return n + 1
+		}
+	}
+	return 1
 }
 
 // badLine is the first line with bytes that YAML does not allow, for which the

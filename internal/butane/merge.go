@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/coreos/butane/config/common"
+	ignerrors "github.com/coreos/ignition/v2/config/shared/errors"
 	ignition "github.com/coreos/ignition/v2/config/v3_7_experimental"
 	"github.com/coreos/ignition/v2/config/v3_7_experimental/types"
 	"github.com/coreos/vcontext/validate"
@@ -165,16 +165,19 @@ func (r *rendering) parse(raw []byte) (types.Config, bool) {
 	cfg, rep, err := ignition.ParseCompatibleVersion(raw)
 	fatal := false
 	for _, entry := range rep.Entries {
-		if entry.Message == common.ErrUnkownIgnitionVersion.Error() {
+		if entry.Message == ignerrors.ErrModeSpecialBits.Error() {
 			continue
 		}
-		severity := severityOf(entry.Kind)
-		if strings.HasPrefix(entry.Message, unusedKey) && r.layer.strict {
-			severity = finding.Error
+		severity, message := severityOf(entry.Kind), clean(entry.Message, "")
+		if key, ok := strings.CutPrefix(message, unusedKey); ok {
+			message = "unknown key " + key
+			if r.layer.strict {
+				severity = finding.Error
+			}
 		}
 		fatal = fatal || severity == finding.Error
 		line, _ := entry.Marker.Start()
-		r.inner(severity, int(line), field(steps(entry.Context)), clean(entry.Message, ""), "")
+		r.inner(severity, int(line), field(steps(entry.Context)), message, "")
 	}
 	if err != nil && !fatal {
 		r.inner(finding.Error, 0, "", err.Error(), "")

@@ -23,11 +23,21 @@ type place struct {
 	fixed bool
 }
 
+// butaneOnly are the fields that Butane has beside one of Ignition's.
+var butaneOnly = map[string][]any{"contents": {"contents_local"}, "source": {"local", "inline"}}
+
 // position is as near to the field as the document goes: a file from a local
 // reference has contents, but no contents.source.
 func (p place) position(field []any) finding.Position {
-	for !p.has(field) && len(field) > 0 {
-		field = field[:len(field)-1]
+	for len(field) > 0 && !p.has(field) {
+		last := len(field) - 1
+		name, _ := field[last].(string)
+		field = field[:last:last]
+		for _, other := range butaneOnly[name] {
+			if at := append(field, other); p.has(at) {
+				return p.doc.position(append(slices.Clone(p.path), at...))
+			}
+		}
 	}
 	return p.doc.position(append(slices.Clone(p.path), field...))
 }

@@ -1,6 +1,8 @@
 package butane
 
 import (
+	"cmp"
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -59,7 +61,8 @@ var referenceFields = []struct {
 	{"systemd.quadlets[].dropins[].contents_local", Text},
 }
 
-// References finds every local file that a Butane document names. Of a
+// References finds every local file that a Butane document names, in the order
+// of the document. Of a
 // document that is not YAML it knows none: the error, a finding.List, is the
 // same that Translate reports.
 func References(layer string, data []byte) ([]Reference, error) {
@@ -82,6 +85,9 @@ func References(layer string, data []byte) ([]Reference, error) {
 			refs = append(refs, Reference{Field: pos.Field, Path: *s, Kind: f.kind, Position: pos})
 		})
 	}
+	slices.SortStableFunc(refs, func(a, b Reference) int {
+		return cmp.Or(cmp.Compare(a.Position.Line, b.Position.Line), cmp.Compare(a.Position.Column, b.Position.Column))
+	})
 	return refs, nil
 }
 

@@ -73,7 +73,7 @@ func NewContent(res types.Resource) (Content, *Problem) {
 		}
 		if c.Verify == "" {
 			return c, &Problem{Field: "source",
-				Message: u.Redacted() + ": a remote source needs a verification hash",
+				Message: u.Scheme + "://" + u.Host + u.EscapedPath() + ": a remote source needs a verification hash",
 				Hint:    "add verification.hash: sha256-… (curl -s URL | sha256sum); without it nobody can tell when the file changes"}
 		}
 		return c, nil
