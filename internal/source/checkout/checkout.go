@@ -55,7 +55,11 @@ func (t *Tree) Entry(p string) (source.Entry, error) {
 	if err := t.parents(p); err != nil {
 		return source.Entry{}, err
 	}
-	return t.entry(p)
+	e, err := t.entry(p)
+	if err == nil && e.Mode == source.Directory && e.ID == emptyTree && p != "." {
+		return source.Entry{}, notExist(p, fs.ErrNotExist) // as in its commit
+	}
+	return e, err
 }
 
 // parents checks that every folder on the way is one.

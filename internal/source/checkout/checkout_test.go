@@ -142,7 +142,7 @@ func TestNothingIsFollowed(t *testing.T) {
 	if data, err := io.ReadAll(r); err != nil || string(data) != "/etc/passwd" {
 		t.Errorf("files/out reads %q, %v", data, err)
 	}
-	for _, p := range []string{"files/nope", "files/empty/x", ".git/config", "nothing/../files/../../x"} {
+	for _, p := range []string{"files/nope", "nothing", "nothing/in", "files/empty/x", ".git/config", "nothing/../files/../../x"} {
 		if _, err := tree.Entry(p); !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("Entry(%s): %v", p, err)
 		}

@@ -9,11 +9,13 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"os/exec"
 	"strings"
 	"syscall"
 	"unicode"
 
+	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/plumbing/format/pktline"
 	"github.com/go-git/go-git/v5/plumbing/transport"
@@ -117,9 +119,13 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		status    *githttp.Err
 		said      *pktline.ErrorLine
 		broken    *packfile.Error
+		other     *plumbing.UnexpectedError
 		text0     = printable(firstLine(err.Error()))
 	)
 	host := s.remote.address()
+	if errors.As(err, &other) { // it does not unwrap
+		_ = errors.As(other.Err, &status)
+	}
 	switch {
 	case errors.As(err, &branch):
 		return branch.Error(), branch.hint()
@@ -148,7 +154,7 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		return "TLS: " + printable(invalid.Error()), "The server's certificate cannot be used."
 	case errors.As(err, &verify):
 		return "TLS: " + printable(verify.Err.Error()), "The server's certificate cannot be used."
-	case errors.As(err, &record):
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return "TLS: " + host + " does not speak it", "Check scheme and port in source.url."
 	case errors.As(err, &alert):
 		return "TLS: refused by the server: " + alert.Error(), ""
@@ -171,7 +177,7 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		return "the repository is empty", "Push a commit first."
 	case errors.Is(err, exec.ErrNotFound):
 		return "git is not installed, which is needed for a repository on this machine", "Install git, or use an https or ssh URL."
-	case errors.As(err, &status):
+	case status != nil:
 		return fmt.Sprintf("the server answered %d %s", status.StatusCode(), strings.TrimSpace(printable(firstLine(status.Reason)))),
 			"Look into the server's log."
 	case errors.As(err, &said):

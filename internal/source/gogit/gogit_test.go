@@ -2,14 +2,12 @@ package gogit_test
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
@@ -165,6 +163,3 @@ func TestFetchLocal(t *testing.T) {
 		})
 	}
 }
-
-var _ = errors.Is
-var _ = time.Now

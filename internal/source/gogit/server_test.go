@@ -1,0 +1,444 @@
+package gogit_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
+)
+
+func need(t testing.TB, program string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Skipf("%s is not installed", program)
+	}
+	return path
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// start runs a server until the test ends, and waits until it listens.
+func start(t testing.TB, port int, name string, args ...string) *bytes.Buffer {
+	t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("%s:\n%s", name, log.String())
+		}
+	})
+	for range 100 {
+		if c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			_ = c.Close()
+			return &log
+		}
+		time.Sleep(30 * time.Millisecond)
+	}
+	t.Fatalf("%s does not listen:\n%s", name, log.String())
+	return nil
+}
+
+// backend serves the repositories below dir as git's own CGI does.
+func backend(t testing.TB, dir string) http.Handler {
+	t.Helper()
+	need(t, "git")
+	return &cgi.Handler{
+		Path: filepath.Join(git(t, dir, "--exec-path"), "git-http-backend"),
+		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "HOME=/nonexistent",
+			"GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
+	}
+}
+
+func caFile(t testing.TB, srv *httptest.Server) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func secretFile(t testing.TB, data string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(path, []byte(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// follow fetches, pushes a commit, and fetches again.
+func follow(t *testing.T, repo string, s *fetcher) {
+	t.Helper()
+	s.mustFetch(t, git(t, repo, "rev-parse", "HEAD"))
+	write(t, filepath.Join(repo, "files/motd"), "changed\n")
+	second := commit(t, repo, "third")
+	s.mustFetch(t, second)
+	if got, err := s.readFile(second, "files/motd"); err != nil || got != "changed\n" {
+		t.Errorf("files/motd is %q, %v", got, err)
+	}
+	git(t, s.dir, "fsck", "--no-dangling")
+	s.mustFetch(t, second)
+	if w := s.warnings(); w != nil {
+		t.Errorf("warnings: %q", w)
+	}
+}
+
+// refused fetches and expects an error with a text and, in all of it, no secret.
+func refused(t *testing.T, s *fetcher, sentinel error, parts ...string) {
+	t.Helper()
+	_, err := s.Fetch(context.Background())
+	var e *source.Error
+	if !errors.As(err, &e) || !errors.Is(err, sentinel) {
+		t.Fatalf("error is %T %v, want one of %v", err, err, sentinel)
+	}
+	whole := e.Error() + "\n" + e.Hint
+	for _, part := range parts {
+		if !strings.Contains(whole, part) {
+			t.Errorf("%q lacks %q", whole, part)
+		}
+	}
+	if strings.Contains(whole, "s3cret") {
+		t.Errorf("a secret is in %q", whole)
+	}
+}
+
+func TestGitDaemon(t *testing.T) {
+	need(t, "git")
+	repo := fleet(t)
+	port := freePort(t)
+	start(t, port, filepath.Join(git(t, repo, "--exec-path"), "git-daemon"), "--listen=127.0.0.1", fmt.Sprintf("--port=%d", port), "--export-all", "--base-path="+filepath.Dir(repo), "--reuseaddr")
+	url := fmt.Sprintf("git://127.0.0.1:%d/", port)
+	t.Run("follow", func(t *testing.T) { follow(t, repo, newSource(t, gogit.Options{URL: url + "fleet"})) })
+	t.Run("no such repository", func(t *testing.T) {
+		refused(t, newSource(t, gogit.Options{URL: url + "nope"}), source.ErrUnavailable, "no such repository")
+	})
+}
+
+func TestHTTP(t *testing.T) {
+	repo := fleet(t)
+	plain := httptest.NewServer(backend(t, filepath.Dir(repo)))
+	defer plain.Close()
+	follow(t, repo, newSource(t, gogit.Options{URL: plain.URL + "/fleet"}))
+	if _, err := gogit.New(gogit.Options{URL: plain.URL + "/fleet", TokenFile: "/x"}); err == nil || !strings.Contains(err.Error(), "not sent over http") {
+		t.Errorf("credentials over http: %v", err)
+	}
+}
+
+func TestHTTPS(t *testing.T) {
+	repo := fleet(t)
+	git(t, filepath.Dir(repo), "init", "-q", "-b", "main", "empty")
+	next := backend(t, filepath.Dir(repo))
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/broken"):
+			http.Error(w, "out of \x1b[31mcoffee", http.StatusInternalServerError)
+		case strings.HasPrefix(r.URL.Path, "/moved/"):
+			http.Redirect(w, r, strings.Replace(r.URL.String(), "/moved/", "/", 1), http.StatusMovedPermanently)
+		case password != "s3cret" || user == "nobody":
+			w.Header().Set("WWW-Authenticate", "Basic")
+			http.Error(w, "who?", http.StatusUnauthorized)
+		default:
+			next.ServeHTTP(w, r)
+		}
+	}))
+	defer srv.Close()
+	srv.Config.ErrorLog = nil
+	ca := caFile(t, srv)
+	ok := gogit.Options{URL: srv.URL + "/fleet", CAFile: ca, TokenFile: secretFile(t, "s3cret\n")}
+	with := func(change func(*gogit.Options)) *fetcher {
+		o := ok
+		change(&o)
+		return newSource(t, o)
+	}
+
+	t.Run("token", func(t *testing.T) { follow(t, repo, newSource(t, ok)) })
+	t.Run("redirect", func(t *testing.T) { follow(t, repo, with(func(o *gogit.Options) { o.URL = srv.URL + "/moved/fleet" })) })
+	t.Run("password", func(t *testing.T) {
+		follow(t, repo, with(func(o *gogit.Options) { o.Username, o.TokenFile, o.PasswordFile = "ada", "", o.TokenFile }))
+	})
+	t.Run("no credentials", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.TokenFile = "" }), source.ErrUnavailable, "asks for credentials", "source.token_file")
+	})
+	t.Run("wrong user", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.Username = "nobody" }), source.ErrUnavailable, "authentication refused")
+	})
+	t.Run("readable token file", func(t *testing.T) {
+		file := secretFile(t, "s3cret\n")
+		if err := os.Chmod(file, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, with(func(o *gogit.Options) { o.TokenFile = file }), source.ErrLocal, file, "0644")
+	})
+	t.Run("missing token file", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.TokenFile = "/nope/token" }), source.ErrLocal, "/nope/token")
+	})
+	t.Run("unknown authority", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.CAFile = "" }), source.ErrUnavailable, "TLS", "unknown authority", "source.ca_file")
+	})
+	t.Run("another name", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = strings.Replace(o.URL, "127.0.0.1", "localhost", 1) }), source.ErrUnavailable, "TLS", "localhost")
+	})
+	t.Run("no TLS there", func(t *testing.T) {
+		plain := httptest.NewServer(next)
+		defer plain.Close()
+		refused(t, with(func(o *gogit.Options) { o.URL = strings.Replace(plain.URL, "http:", "https:", 1) + "/fleet" }), source.ErrUnavailable, "does not speak it")
+	})
+	t.Run("no such repository", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = srv.URL + "/nope" }), source.ErrUnavailable, "no such repository")
+	})
+	t.Run("empty repository", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = srv.URL + "/empty" }), source.ErrUnavailable, "the repository is empty")
+	})
+	t.Run("no such branch", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.Branch = "trunk" }), source.ErrUnavailable, `no branch "trunk"`, "main")
+	})
+	t.Run("server error", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = srv.URL + "/broken" }), source.ErrUnavailable, "500", "out of  [31mcoffee")
+	})
+	t.Run("refused", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = fmt.Sprintf("https://127.0.0.1:%d/x", freePort(t)) }), source.ErrUnavailable, "connection refused")
+	})
+	t.Run("no such host", func(t *testing.T) {
+		refused(t, with(func(o *gogit.Options) { o.URL = "https://nope.invalid/x"; o.Timeout = 10 * time.Second }), source.ErrUnavailable, "nope.invalid")
+	})
+}
+
+func TestStallingServer(t *testing.T) {
+	repo := fleet(t)
+	next := backend(t, filepath.Dir(repo))
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	end := make(chan struct{})
+	go func() {
+		for {
+			c, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+		}
+	}()
+	half := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			next.ServeHTTP(w, r)
+			return
+		}
+		rec := httptest.NewRecorder()
+		next.ServeHTTP(rec, r)
+		for k, v := range rec.Header() {
+			w.Header()[k] = v
+		}
+		body := rec.Body.Bytes()
+		_, _ = w.Write(body[:len(body)/2])
+		w.(http.Flusher).Flush()
+		<-end
+	}))
+	defer half.Close()
+	defer close(end)
+	for _, url := range []string{
+		half.URL + "/fleet",
+		"http://" + silent.Addr().String() + "/fleet",
+		"https://" + silent.Addr().String() + "/fleet",
+		"git://" + silent.Addr().String() + "/fleet",
+		"ssh://git@" + silent.Addr().String() + "/fleet",
+	} {
+		t.Run(url[:strings.Index(url, ":")], func(t *testing.T) {
+			known := filepath.Join(t.TempDir(), "known_hosts")
+			write(t, known, "")
+			s := newSource(t, gogit.Options{URL: url, Timeout: 400 * time.Millisecond, KnownHosts: []string{known}, SSHKey: clientKey(t)})
+			began := time.Now()
+			refused(t, s, source.ErrUnavailable, "within 400ms")
+			if took := time.Since(began); took > 3*time.Second {
+				t.Errorf("it took %s", took)
+			}
+			if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a half-made clone took the mirror's place: %v", err)
+			}
+		})
+	}
+}
+
+// clientKey is a private key file that no server knows yet; its public half
+// lies beside it.
+func clientKey(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "id_ed25519")
+	writeKey(t, path)
+	return path
+}
+
+func writeKey(t testing.TB, path string) ssh.PublicKey {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(private, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".pub", ssh.MarshalAuthorizedKey(key), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// sshd runs Debian's own on a free port and returns its address and host keys.
+func sshd(t *testing.T, authorized string) (port int, hostKeys []ssh.PublicKey) {
+	t.Helper()
+	program := "/usr/sbin/sshd"
+	if _, err := os.Stat(program); err != nil {
+		program = need(t, "sshd")
+	}
+	keygen := need(t, "ssh-keygen")
+	dir := t.TempDir()
+	if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
+		t.Skipf("sshd needs /run/sshd: %v", err)
+	}
+	// The server has an ECDSA key too and prefers it: known_hosts has the other.
+	hostKeys = append(hostKeys, writeKey(t, filepath.Join(dir, "host_ed25519")))
+	if out, err := exec.Command(keygen, "-q", "-t", "ecdsa", "-N", "", "-f", filepath.Join(dir, "host_ecdsa")).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "host_ecdsa.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecdsa, _, _, _, err := ssh.ParseAuthorizedKey(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostKeys = append(hostKeys, ecdsa)
+	port = freePort(t)
+	config := filepath.Join(dir, "sshd_config")
+	write(t, config, fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n",
+		port, filepath.Join(dir, "host_ecdsa"), filepath.Join(dir, "host_ed25519"), authorized))
+	start(t, port, program, "-D", "-e", "-f", config)
+	return port, hostKeys
+}
+
+func TestSSH(t *testing.T) {
+	repo := fleet(t)
+	me, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := clientKey(t)
+	port, hostKeys := sshd(t, key+".pub")
+	known := func(lines ...string) string {
+		path := filepath.Join(t.TempDir(), "known_hosts")
+		write(t, path, strings.Join(lines, "\n")+"\n")
+		return path
+	}
+	line := func(k ssh.PublicKey) string {
+		return fmt.Sprintf("[127.0.0.1]:%d %s", port, bytes.TrimSpace(ssh.MarshalAuthorizedKey(k)))
+	}
+	good := known(line(hostKeys[0]))
+	url := fmt.Sprintf("ssh://%s@127.0.0.1:%d%s", me.Username, port, repo)
+	scp := fmt.Sprintf("%s@127.0.0.1:%d:%s", me.Username, port, repo)
+	source1 := func(url, known, key string) *fetcher {
+		return newSource(t, gogit.Options{URL: url, KnownHosts: []string{"/nope/known_hosts", known}, SSHKey: key, Timeout: 20 * time.Second})
+	}
+	t.Run("ssh URL", func(t *testing.T) { follow(t, repo, source1(url, good, key)) })
+	t.Run("scp-like", func(t *testing.T) { follow(t, repo, source1(scp, good, key)) })
+	t.Run("the other key type", func(t *testing.T) { follow(t, repo, source1(url, known(line(hostKeys[1])), key)) })
+	t.Run("hashed", func(t *testing.T) {
+		file := known(line(hostKeys[0]))
+		if out, err := exec.Command("ssh-keygen", "-H", "-f", file).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		follow(t, repo, source1(url, file, key))
+	})
+	t.Run("unknown host key", func(t *testing.T) {
+		file := known("example.com " + strings.SplitN(line(hostKeys[0]), " ", 2)[1])
+		refused(t, source1(url, file, key), source.ErrUnavailable, "is not known", "SHA256:", file, "ssh-keyscan")
+	})
+	t.Run("changed host key", func(t *testing.T) {
+		other := writeKey(t, filepath.Join(t.TempDir(), "other"))
+		file := known(line(other))
+		refused(t, source1(url, file, key), source.ErrUnavailable, "has changed",
+			ssh.FingerprintSHA256(other), ssh.FingerprintSHA256(hostKeys[0]), file+":1")
+	})
+	t.Run("no known_hosts", func(t *testing.T) {
+		refused(t, source1(url, "/nope/too", key), source.ErrLocal, "/nope/known_hosts", "/nope/too")
+	})
+	t.Run("unauthorized key", func(t *testing.T) {
+		refused(t, source1(url, good, clientKey(t)), source.ErrUnavailable, "authentication refused", me.Username)
+	})
+	t.Run("readable key file", func(t *testing.T) {
+		file := clientKey(t)
+		if err := os.Chmod(file, 0o640); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, source1(url, good, file), source.ErrLocal, file, "0640")
+	})
+	t.Run("no such repository", func(t *testing.T) {
+		refused(t, source1(url+"x", good, key), source.ErrUnavailable, "no such repository")
+	})
+}
+
+func TestURL(t *testing.T) {
+	for url, want := range map[string]string{
+		"":                                  "not set",
+		"https://ada:s3cret@example.com/x":  "holds credentials",
+		"https://s3cret@example.com/x":      "holds credentials",
+		"ssh://ada:s3cret@example.com/x":    "holds a password",
+		"https://ada:s3cret@exa mple.com/x": "neither a URL nor a path",
+		"https://ada:s3cret@[::1/x":         "neither a URL nor a path",
+		"ftp://example.com/x":               "ftp is not supported",
+		"https:///x":                        "names no host",
+		"https://example.com/\x1b":          "control character",
+	} {
+		_, err := gogit.New(gogit.Options{URL: url})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "s3cret") {
+			t.Errorf("%q: error is %v, want %s", url, err, want)
+		}
+	}
+}
