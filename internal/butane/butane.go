@@ -81,8 +81,7 @@ func (t *translation) run(data []byte) {
 			"put the second one into a layer of its own")
 	}
 	if strings.HasSuffix(version, "-experimental") {
-		t.add(finding.Warning, t.position([]any{"version"}),
-			fmt.Sprintf("%s %s is experimental: the next release of Butane may read it differently or not at all", variant, version), "")
+		t.add(finding.Warning, t.position([]any{"version"}), experimental(variant, version), "")
 	}
 	raw, rep, err := translateBytes(t.source, common.TranslateBytesOptions{
 		Raw:              true,
@@ -96,6 +95,10 @@ func (t *translation) run(data []byte) {
 	t.specialBits(raw, variant)
 	t.config, rep, err = ignition.ParseCompatibleVersion(raw)
 	t.parsed(rep, err)
+}
+
+func experimental(variant, version string) string {
+	return fmt.Sprintf("%s %s is experimental: the next release may read it differently or not at all", variant, version)
 }
 
 // translateBytes is Butane's. A document that Butane does not survive must not
@@ -297,25 +300,35 @@ func (t *translation) specialBits(raw []byte, variant string) {
 	}
 }
 
+// written is the part of an Ignition config that its parser changes without a word.
+type written struct {
+	Ignition struct {
+		Version string `json:"version"`
+	} `json:"ignition"`
+	Storage struct {
+		Files       []modeNode `json:"files"`
+		Directories []modeNode `json:"directories"`
+	} `json:"storage"`
+}
+
 type modeNode struct {
 	Path string `json:"path"`
 	Mode int    `json:"mode"`
 }
 
+func readWritten(raw []byte) written {
+	var w written
+	if json.Unmarshal(raw, &w) != nil {
+		return written{} // Ignition's parser says what is wrong
+	}
+	return w
+}
+
+func writtenVersion(raw []byte) string { return readWritten(raw).Ignition.Version }
+
 // dropped are the files and directories whose special bits Ignition drops.
 func dropped(raw []byte) []modeNode {
-	var old struct {
-		Ignition struct {
-			Version string `json:"version"`
-		} `json:"ignition"`
-		Storage struct {
-			Files       []modeNode `json:"files"`
-			Directories []modeNode `json:"directories"`
-		} `json:"storage"`
-	}
-	if json.Unmarshal(raw, &old) != nil {
-		return nil
-	}
+	old := readWritten(raw)
 	version, err := semver.NewVersion(old.Ignition.Version)
 	if err != nil || !version.LessThan(semver.Version{Major: 3, Minor: 6}) {
 		return nil

@@ -163,6 +163,9 @@ func (r *rendering) parse(raw []byte) (types.Config, bool) {
 		return cfg.Ignition, len(list.Errors()) == 0
 	}
 	cfg, rep, err := ignition.ParseCompatibleVersion(raw)
+	if version := writtenVersion(raw); strings.HasSuffix(version, "-experimental") && err == nil {
+		r.inner(finding.Warning, 0, "ignition.version", experimental("Ignition", version), "")
+	}
 	fatal := false
 	for _, entry := range rep.Entries {
 		if entry.Message == ignerrors.ErrModeSpecialBits.Error() {
