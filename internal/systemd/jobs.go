@@ -27,8 +27,8 @@ const (
 type Job struct {
 	Unit string
 	Kind Kind
-	// StopFirst are stopped, if they run, before any job is queued, and started
-	// again by jobs that are added.
+	// StopFirst are what a socket starts. The socket and they are stopped before
+	// any job is queued, and those that ran are started again by jobs that are added.
 	StopFirst []string
 }
 
@@ -89,11 +89,17 @@ func (m *Manager) Apply(ctx context.Context, jobs []Job, timeout time.Duration) 
 	return append(results, m.await(ctx, waiting, pending)...), errors.Join(lateErr, ctx.Err())
 }
 
-// stopFirst stops what the jobs want stopped and returns what really ran.
+// stopFirst stops what the jobs want stopped and returns what had been running.
+// A socket goes before its services: until it is closed, the next connection
+// starts them again, and then systemd refuses to start the socket.
 func (m *Manager) stopFirst(ctx, waiting context.Context, jobs []Job) ([]string, []Result, error) {
 	var units []string
+	var stops []Job
 	for _, job := range jobs {
-		units = append(units, job.StopFirst...)
+		if len(job.StopFirst) > 0 {
+			units = append(units, job.StopFirst...)
+			stops = append(stops, Job{Unit: job.Unit, Kind: Stop})
+		}
 	}
 	if len(units) == 0 {
 		return nil, nil, nil
@@ -104,15 +110,12 @@ func (m *Manager) stopFirst(ctx, waiting context.Context, jobs []Job) ([]string,
 	if err != nil {
 		return nil, nil, err
 	}
-	var (
-		active []string
-		stops  []Job
-	)
+	var active []string
 	for _, unit := range units {
 		if states[unit].Active() {
 			active = append(active, unit)
-			stops = append(stops, Job{Unit: unit, Kind: Stop})
 		}
+		stops = append(stops, Job{Unit: unit, Kind: Stop})
 	}
 	return active, m.await(ctx, waiting, m.queue(ctx, stops)), nil
 }
@@ -132,20 +135,27 @@ func withStarts(jobs []Job, stopped []string) []Job {
 	return jobs
 }
 
-// after reads which of the jobs' units are ordered after which others.
+// after reads which of the jobs' units are ordered after which others. Both
+// directions are read: a unit that is not loaded is missing in what the units
+// loaded before it say.
 func (m *Manager) after(ctx context.Context, jobs []Job) (map[string][]string, error) {
 	after := map[string][]string{}
-	var errs []error
 	for _, job := range jobs {
-		names, err := m.names(ctx, job.Unit, "After")
-		if err != nil && !errors.Is(err, context.Canceled) {
-			// A name that systemd refuses fails by itself when it is queued.
-			continue
+		before, err := m.names(ctx, job.Unit, "Before")
+		if err == nil {
+			var earlier []string
+			earlier, err = m.names(ctx, job.Unit, "After")
+			after[job.Unit] = append(after[job.Unit], earlier...)
 		}
-		errs = append(errs, err)
-		after[job.Unit] = names
+		for _, later := range before {
+			after[later] = append(after[later], job.Unit)
+		}
+		if ctx.Err() != nil {
+			// Everything else, such as a name that is none, fails where it is queued.
+			return nil, err
+		}
 	}
-	return after, errors.Join(errs...)
+	return after, nil
 }
 
 // order sorts jobs so that each comes after those its unit is ordered after,

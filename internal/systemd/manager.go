@@ -337,8 +337,8 @@ func linkChange(kind, file, target string) []LinkChange {
 // Instances are the loaded instances of a template.
 func (m *Manager) Instances(ctx context.Context, name string) ([]string, error) {
 	ext := path.Ext(name)
-	// A backslash of an escaped name would escape in the pattern, too.
-	pattern := strings.ReplaceAll(strings.TrimSuffix(name, ext), `\`, `\\`) + "*" + ext
+	// In these patterns the backslash of an escaped name is just that.
+	pattern := strings.TrimSuffix(name, ext) + "*" + ext
 	units, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{pattern})
 	if err != nil {
 		return nil, fmt.Errorf("listing the instances of %s: %w", name, err)
@@ -358,7 +358,7 @@ func (m *Manager) Instances(ctx context.Context, name string) ([]string, error) 
 // nothing, because then every instance would be there.
 func (m *Manager) Exists(ctx context.Context, unit string) (bool, error) {
 	if template(unit) || instance(unit) {
-		loaded, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{strings.ReplaceAll(unit, `\`, `\\`)})
+		loaded, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{unit})
 		if err != nil {
 			return false, fmt.Errorf("looking for %s: %w", unit, err)
 		}

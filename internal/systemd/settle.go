@@ -101,6 +101,9 @@ func JournalTail(ctx context.Context, run func(ctx context.Context, argv ...stri
 	} else {
 		argv = append(argv, "--unit="+unit)
 	}
+	// What a program said in its last moment may not have been written yet. Not
+	// everybody may ask for it, and without it there is still something to read.
+	_, _ = run(ctx, "journalctl", "--sync")
 	out, err := run(ctx, argv...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the journal of %s: %w", unit, err)

@@ -275,6 +275,9 @@ func TestJournalTail(t *testing.T) {
 		if _, limited := ctx.Deadline(); !limited {
 			t.Error("journalctl may take for ever")
 		}
+		if slices.Contains(args, "--sync") {
+			return nil, errors.New("you may not")
+		}
 		argv = args
 		return []byte(out), nil
 	}
