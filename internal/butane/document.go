@@ -289,7 +289,7 @@ func (d *document) hide() {
 	var walk func(n *yaml.Node, under string)
 	walk = func(n *yaml.Node, under string) {
 		if n.Kind == yaml.ScalarNode {
-			hide := secret[under] && !(under == "source" && harmless(n.Value))
+			hide := secret[under] && (under != "source" || !harmless(n.Value))
 			first := n.Line
 			if hide && n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 				marks = append(marks, mark{first, false}) // the | or > alone
@@ -400,10 +400,10 @@ func (d *document) brokenLine(said int) int {
 	if len(d.lines) > few {
 		return said
 	}
-	for n := len(d.lines) - 1; n > 0; n-- {
-		var any yaml.Node
-		if yaml.Unmarshal([]byte(strings.Join(d.lines[:n], "\n")), &any) == nil {
-			return n + 1
+	for end := len(d.lines) - 1; end > 0; end-- {
+		var n yaml.Node
+		if yaml.Unmarshal([]byte(strings.Join(d.lines[:end], "\n")), &n) == nil {
+			return end + 1
 		}
 	}
 	return 1

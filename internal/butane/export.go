@@ -132,7 +132,7 @@ func (x *export) reference(ref Reference) error {
 	switch {
 	case err != nil || !ok:
 	case ref.Kind == Tree:
-		err = x.tree(ref, entry, name, 1)
+		err = x.tree(ref, entry, name)
 	default:
 		err = x.blob(ref, entry, name)
 	}
@@ -220,13 +220,13 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 	if err != nil {
 		return err
 	}
-	real := x.text[name]
-	if real && size > maxText {
+	whole := x.text[name]
+	if whole && size > maxText {
 		x.refuse(ref, "", "%s has %d bytes, and Butane must read it: at most %d (1 MiB) are allowed", entry.Path, size, maxText)
 		return nil
 	}
 	data := Placeholder(x.Nonce, entry.ID, entry.Path)
-	if real || size <= maxPointer {
+	if whole || size <= maxPointer {
 		read, err := x.read(entry)
 		if err != nil {
 			return err
@@ -236,7 +236,7 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 				"%s is a Git LFS pointer", entry.Path)
 			return nil
 		}
-		if real {
+		if whole {
 			data = read
 		}
 	}
@@ -274,34 +274,22 @@ func (x *export) write(name string, data []byte, exec bool) error {
 	return x.root.Chmod(name, mode)
 }
 
-// tree writes a folder and everything in it.
-func (x *export) tree(ref Reference, folder source.Entry, name string, depth int) error {
-	if depth > maxDepth {
-		x.refuse(ref, "", "%s is nested more than %d folders deep", folder.Path, maxDepth)
-		return nil
-	}
-	if err := x.root.MkdirAll(name, 0o700); err != nil {
+// tree writes a folder and everything in it, once it is known to be within the
+// limits.
+func (x *export) tree(ref Reference, folder source.Entry, name string) error {
+	var all []inTree
+	if ok, err := x.gather(ref, inTree{folder, name}, 1, &all); err != nil || !ok {
 		return err
 	}
-	list, err := x.Tree.List(folder.Path)
-	if err != nil {
-		return err
-	}
-	for _, entry := range list {
-		if x.entries++; x.entries > maxEntries {
-			if x.entries == maxEntries+1 {
-				x.refuse(ref, "", "the trees of one host config have more than %d entries", maxEntries)
-			}
-			return nil
-		}
-		at := path.Join(name, path.Base(entry.Path))
-		switch {
+	for _, found := range all {
+		var err error
+		switch entry := found.Entry; {
 		case entry.Mode == source.Directory:
-			err = x.tree(ref, entry, at, depth+1)
+			err = x.root.MkdirAll(found.name, 0o700)
 		case entry.Mode == source.Symlink:
-			err = x.symlink(ref, entry, at)
+			err = x.symlink(ref, entry, found.name)
 		case entry.Mode.IsFile():
-			err = x.blob(ref, entry, at)
+			err = x.blob(ref, entry, found.name)
 		case entry.Mode == source.Submodule:
 			x.refuse(ref, "keep the files in the fleet repo itself", "%s is a submodule", entry.Path)
 		default:
@@ -312,6 +300,39 @@ func (x *export) tree(ref Reference, folder source.Entry, name string, depth int
 		}
 	}
 	return nil
+}
+
+// inTree is an entry with its name below the files-dir.
+type inTree struct {
+	source.Entry
+	name string
+}
+
+func (x *export) gather(ref Reference, folder inTree, depth int, all *[]inTree) (bool, error) {
+	if depth > maxDepth {
+		x.refuse(ref, "", "%s is nested more than %d folders deep", folder.Path, maxDepth)
+		return false, nil
+	}
+	*all = append(*all, folder)
+	list, err := x.Tree.List(folder.Path)
+	if err != nil {
+		return false, err
+	}
+	for _, entry := range list {
+		if x.entries++; x.entries > maxEntries {
+			x.refuse(ref, "", "the trees of one host config have more than %d entries", maxEntries)
+			return false, nil
+		}
+		found := inTree{entry, path.Join(folder.name, path.Base(entry.Path))}
+		if entry.Mode != source.Directory {
+			*all = append(*all, found)
+			continue
+		}
+		if ok, err := x.gather(ref, found, depth+1, all); err != nil || !ok {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // symlink notes a symlink of a tree: its target is data.
