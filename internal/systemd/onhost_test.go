@@ -44,7 +44,7 @@ func TestBootedHost(t *testing.T) {
 			t.Parallel()
 			h := bootedhost.Boot(t, bootedhost.Options{OS: test.os, Name: strings.ToLower(test.name)})
 			h.Install(binary)
-			out, status := h.Try("env", onHostEnv+"=1", "/usr/bin/systemd.test", "-test.run=^TestOnHost", "-test.v")
+			out, status := h.Try("env", onHostEnv+"=1", "/usr/bin/systemd.test", "-test.run=^(TestOnHost.*|TestAsSystemctl|TestUpheldBy)$", "-test.v")
 			if status != 0 || strings.Contains(out, "--- SKIP") {
 				t.Errorf("on %s:\n%s", test.name, out)
 			}
@@ -354,7 +354,7 @@ func TestOnHostFailures(t *testing.T) {
 	units(ctx, t, m, map[string]string{
 		"good.service":  sleeper,
 		"good2.service": sleeper,
-		"bad.service":   unlines("[Service]", "Type=oneshot", "ExecStart=/bin/sh -c 'echo what went wrong; exit 3'"),
+		"bad.service":   unlines("[Service]", "Type=oneshot", "ExecStart=/bin/sh -c 'echo what went wrong; sleep 0.5; exit 3'"),
 		"needy.service": "[Unit]\nRequires=bad.service\nAfter=bad.service\n" + sleeper,
 	})
 	got, results := apply(ctx, t, m, time.Minute,
