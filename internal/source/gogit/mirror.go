@@ -59,6 +59,8 @@ type mirror struct {
 func openMirror(dir string) (_ *mirror, err error) {
 	if entries, err := os.ReadDir(dir); errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
 		return nil, errNoMirror
+	} else if errors.Is(err, syscall.ENOTDIR) {
+		return nil, damaged("its directory", err)
 	} else if err != nil {
 		return nil, localFailure("opening the mirror", err)
 	}
@@ -268,7 +270,10 @@ func (s *Source) clone(ctx context.Context, tip *tip) (_ *mirror, err error) {
 	if err != nil {
 		return nil, localFailure("making the mirror", err)
 	}
-	defer func() { _ = os.RemoveAll(part) }() // gone already when all went well
+	defer func() {
+		_ = removeLeftovers(part)
+		_ = os.RemoveAll(part) // gone already when all went well
+	}()
 
 	m := newMirror(part)
 	defer m.close()
@@ -330,6 +335,8 @@ func (s *Source) update(ctx context.Context, m *mirror, tip *tip) (*mirror, erro
 // shallow, which then leaves out objects of older commits that a new one uses
 // again.
 func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	session, advertised, err := tip.session(ctx)
 	if err != nil {
 		return err
@@ -361,6 +368,12 @@ func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (
 		return err
 	}
 	defer func() {
+		if err != nil {
+			// Who still sends is not waited for: go-git ends a transport at the first
+			// read after its context.
+			cancel()
+			_, _ = resp.Read(make([]byte, 1))
+		}
 		if e := resp.Close(); err == nil && e != nil {
 			err = e
 		}
@@ -447,11 +460,12 @@ func removeParts(dir string) error {
 }
 
 // removeLeftovers removes packs that a fetch before this one, or this one, left
-// unfinished: go-git does not.
+// unfinished: go-git does not. It does not close them either, so that their
+// room is only given back by making them empty first.
 func removeLeftovers(dir string) error {
 	temps, err := filepath.Glob(filepath.Join(globEscape(dir), "objects", "pack", "tmp_*"))
 	for _, t := range temps {
-		err = errors.Join(err, os.Remove(t))
+		err = errors.Join(err, os.Truncate(t, 0), os.Remove(t))
 	}
 	return err
 }

@@ -1,0 +1,6 @@
+//go:build race
+
+package gogit_test
+
+// The race detector takes memory of its own.
+const raceEnabled = true
