@@ -35,6 +35,9 @@ import (
 type Config struct {
 	Layer    string // empty after a merge of several
 	Ignition types.Config
+	// Raw is what Butane made of one document, in that document's own version of
+	// Ignition's spec: what a new machine of that version is provisioned with.
+	Raw []byte
 
 	strict   bool
 	docs     map[string]*document
@@ -54,7 +57,7 @@ func Translate(layer string, data []byte, filesDir string, strict bool) (Config,
 	}
 	t := translation{document: d, filesDir: filesDir, strict: strict}
 	t.run(data)
-	c.Ignition = t.config
+	c.Ignition, c.Raw = t.config, t.raw
 	c.index(d, filesDir)
 	inOrder(t.findings)
 	t.findings = slices.Compact(t.findings)
@@ -71,6 +74,7 @@ type translation struct {
 	filesDir string
 	strict   bool
 	config   types.Config
+	raw      []byte
 	findings finding.List
 }
 
@@ -92,6 +96,7 @@ func (t *translation) run(data []byte) {
 		t.failed(err)
 		return
 	}
+	t.raw = raw
 	t.specialBits(raw, variant)
 	t.config, rep, err = ignition.ParseCompatibleVersion(raw)
 	t.parsed(rep, err)

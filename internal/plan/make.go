@@ -105,6 +105,7 @@ type want struct {
 	user, group desired.Owner
 	content     *desired.Content
 	appended    []desired.Content
+	unsaid      desired.Unsaid
 	// unmask asks only that no link to /dev/null stands here.
 	unmask   bool
 	position finding.Position
@@ -172,10 +173,10 @@ const unitDir = "/etc/systemd/system/"
 func (m *maker) collectWants() {
 	root := desired.Owner{}
 	for _, d := range m.Desired.Directories {
-		m.want(&want{path: d.Path, node: disk.Node{Kind: disk.Directory, Mode: d.Mode}, user: d.User, group: d.Group, position: d.Position})
+		m.want(&want{path: d.Path, node: disk.Node{Kind: disk.Directory, Mode: d.Mode}, user: d.User, group: d.Group, unsaid: d.Unsaid, position: d.Position})
 	}
 	for _, f := range m.Desired.Files {
-		m.want(&want{path: f.Path, node: disk.Node{Kind: disk.File, Mode: f.Mode}, user: f.User, group: f.Group, content: f.Contents, appended: f.Append, position: f.Position})
+		m.want(&want{path: f.Path, node: disk.Node{Kind: disk.File, Mode: f.Mode}, user: f.User, group: f.Group, content: f.Contents, appended: f.Append, unsaid: f.Unsaid, position: f.Position})
 	}
 	for _, l := range m.Desired.Links {
 		kind, target := disk.Link, l.Target
@@ -258,6 +259,7 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 		return nil
 	}
 	b := m.bases[w.path]
+	m.leaveUnsaid(w, b, found)
 	item := &Item{Path: w.path, Before: found, After: w.node, Origin: state.Created}
 	if err := m.resolveContent(ctx, w, item, b); err != nil {
 		m.problem(w.position, "%s: %v", w.path, err)
@@ -335,6 +337,27 @@ func (m *maker) decide(w *want, item *Item, b *base) error {
 		item.Note = "changed on the host, not in the repo"
 	}
 	return nil
+}
+
+// leaveUnsaid keeps the mode and owner that the config does not say, as
+// Ignition does with what exists: those that we recorded, else those on disk.
+func (m *maker) leaveUnsaid(w *want, b *base, found disk.Node) {
+	is := found
+	if b != nil && b.entry.Kind == w.node.Kind {
+		is = b.entry.Node
+	}
+	if is.Kind != w.node.Kind {
+		return
+	}
+	if w.unsaid.Mode {
+		w.node.Mode = is.Mode
+	}
+	if w.unsaid.User {
+		w.node.UID = is.UID
+	}
+	if w.unsaid.Group {
+		w.node.GID = is.GID
+	}
 }
 
 // source names where the bytes of a wanted file come from.

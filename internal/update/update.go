@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/sirupsen/logrus"
@@ -337,6 +338,75 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
+// Attempts are the items of every change that began and was neither recorded
+// nor rolled back: what they wrote counts as base.
+func (u *Update) Attempts() ([][]plan.Item, error) {
+	var attempts [][]plan.Item
+	for _, id := range u.attempted() {
+		p, err := ReadPlan(u.Dirs.Change(id))
+		if err != nil {
+			return nil, err
+		}
+		attempts = append(attempts, p.Items)
+	}
+	return attempts, nil
+}
+
+func (u *Update) attempted() []string {
+	ids := slices.Clone(u.State.Open)
+	if u.State.Change != nil {
+		ids = append(ids, u.State.Change.ID)
+	}
+	return ids
+}
+
+// Abandon gives up a change whose stored inputs are damaged. What can be read
+// of its plan still counts as base.
+func (u *Update) Abandon() error {
+	id := u.State.Change.ID
+	u.State.Change = nil
+	if _, err := ReadPlan(u.Dirs.Change(id)); err == nil {
+		u.State.Open = append(u.State.Open, id)
+	}
+	return state.Save(u.Dirs, u.State)
+}
+
+// Adopt takes over the directories of a state whose file was lost: changes
+// that can be read count as attempts, everything else moves to lost/ and is
+// named.
+func (u *Update) Adopt() error {
+	var lost []string
+	for _, dir := range []string{"changes", "generations"} {
+		names, err := os.ReadDir(filepath.Join(u.Dirs.State, dir))
+		if err != nil {
+			return fmt.Errorf("looking for what an earlier state left: %w", err)
+		}
+		for _, name := range names {
+			path := filepath.Join(u.Dirs.State, dir, name.Name())
+			if _, err := ReadPlan(path); err == nil && dir == "changes" {
+				u.State.Open = append(u.State.Open, name.Name())
+				continue
+			}
+			lost = append(lost, path)
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	into := filepath.Join(u.Dirs.State, "lost", u.Host.Now().UTC().Format("20060102T150405Z"))
+	if err := os.MkdirAll(into, 0o700); err != nil {
+		return err
+	}
+	for _, path := range lost {
+		name := filepath.Base(filepath.Dir(path)) + "-" + filepath.Base(path)
+		if err := os.Rename(path, filepath.Join(into, name)); err != nil {
+			return err
+		}
+		u.Log.Warnf("there is no state file; %s was moved to %s", path, into)
+	}
+	return nil
+}
+
 // Apply carries the change out that Pin has just pinned.
 func (u *Update) Apply(ctx context.Context, p *plan.Plan) error {
 	change := u.State.Change
@@ -351,6 +421,9 @@ func (u *Update) runner(change *state.Change) *pipeline.Runner {
 }
 
 func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
+	if err := u.cleanSuperseded(ctx); err != nil {
+		return err
+	}
 	err := u.runner(change).Run(ctx, change, u.steps(change, job), begun)
 	if errors.Is(err, engine.ErrUntouched) {
 		return errors.Join(err, u.forget(change))
@@ -362,6 +435,21 @@ func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job,
 		u.Log.Warnf("touching the agent's own units: %v", err)
 	}
 	return u.Prune()
+}
+
+// cleanSuperseded takes away what superseded changes staged and never put in
+// place.
+func (u *Update) cleanSuperseded(ctx context.Context) error {
+	for _, id := range u.State.Open {
+		p, err := ReadPlan(u.Dirs.Change(id))
+		if err != nil {
+			return err
+		}
+		if err := u.Engine.Clean(ctx, &engine.Job{ID: id, Dir: u.Dirs.Change(id), Plan: p}); err != nil {
+			return fmt.Errorf("cleaning up after change %s: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // forget unpins a change that did nothing.

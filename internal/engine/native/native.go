@@ -111,6 +111,11 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, err
 	return t.result, err
 }
 
+// Clean removes temporary files; what was put in place stays.
+func (e *Engine) Clean(_ context.Context, job *engine.Job) error {
+	return (&transaction{Engine: e, job: job}).undoStaging()
+}
+
 type transaction struct {
 	*Engine
 	job    *engine.Job

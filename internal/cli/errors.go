@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// The exit statuses; systemd prints these names (systemd.exec(5)).
+const (
+	exitSuccess         = 0
+	exitFailure         = 1
+	exitInvalidArgument = 2
+	exitChanges         = 3
+	exitDataErr         = 65
+	exitNoInput         = 66
+	exitUnavailable     = 69
+	exitSoftware        = 70
+	exitTempFail        = 75
+	exitConfig          = 78
+)
+
+// exitStatus ends a command that printed its result with a status of its own.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// statusOf is the contract of docs/operations.md, section "Exit statuses".
+func statusOf(err error) int {
+	var (
+		exit    exitStatus
+		usage   *usageError
+		busy    *state.BusyError
+		conf    *config.Error
+		step    *pipeline.StepError
+		noHost  *fleet.NoHostError
+		other   *reconcile.OtherHostError
+		refused *plan.RefusedError
+		invalid *finding.Failure
+	)
+	switch {
+	case err == nil:
+		return exitSuccess
+	case errors.As(err, &exit):
+		return int(exit)
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		return exitInvalidArgument
+	case errors.Is(err, errEnded), errors.Is(err, context.Canceled), errors.As(err, &busy):
+		return exitTempFail
+	case errors.As(err, &conf):
+		return exitConfig
+	case errors.Is(err, state.ErrUnreadable), strings.HasPrefix(err.Error(), "internal error"):
+		return exitSoftware
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.Is(err, source.ErrLocal):
+		return exitFailure
+	case errors.As(err, &noHost), errors.As(err, &other):
+		return exitNoInput
+	case errors.Is(err, source.ErrUnavailable):
+		return exitUnavailable
+	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid):
+		return exitDataErr
+	default:
+		return exitFailure
+	}
+}
+
+// finish prints the error, and what to do about it, and returns its status.
+func (a *app) finish(err error) int {
+	status := statusOf(err)
+	var exit exitStatus
+	if err == nil || errors.As(err, &exit) {
+		return status
+	}
+	if a.json {
+		enc := json.NewEncoder(a.stdout)
+		if enc.Encode(map[string]any{"error": err.Error(), "hint": hint(err), "exit_status": status, "findings": findings(err)}) != nil {
+			return exitFailure
+		}
+		return status
+	}
+	// A person who cannot be told that telling failed cannot be helped further.
+	_ = findings(err).Write(a.stderr)
+	fmt.Fprintf(a.stderr, "reconf-pull: error: %s\n", err)
+	if h := hint(err); h != "" {
+		fmt.Fprintf(a.stderr, "reconf-pull: hint: %s\n", h)
+	}
+	return status
+}
+
+func findings(err error) finding.List {
+	var invalid *finding.Failure
+	if errors.As(err, &invalid) {
+		return invalid.Findings
+	}
+	return nil
+}
+
+// hint is what the error's reader can do, "" when the error says it.
+func hint(err error) string {
+	var (
+		hinted  interface{ Hint() string }
+		fetch   *source.Error
+		refused *plan.RefusedError
+		usage   *usageError
+		step    *pipeline.StepError
+	)
+	switch {
+	case errors.As(err, &step):
+		return "the change is kept; the next run goes on with it, a new push replaces it, and reconf-pull status shows it"
+	case errors.As(err, &hinted):
+		return hinted.Hint()
+	case errors.As(err, &fetch):
+		return fetch.Hint
+	case errors.As(err, &refused):
+		return refused.Hint
+	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
+		return "reconf-pull --help lists commands and flags"
+	case errors.Is(err, state.ErrUnreadable):
+		return "nothing was changed. Restore the file from a backup, use the newer release that wrote it, or move the state directory aside: the next run then adopts everything and deletes nothing"
+	case errors.Is(err, syscall.ENOSPC):
+		return "make room and run again: nothing was lost"
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Fetch, and apply what changed",
+		Long: `Run is one pull: it finishes what an earlier run could not, fetches the fleet repo
+and applies this host's config if it, or a file that it refers to, has changed.
+` + exitStatusHelp,
+		Example: `  reconf-pull run
+  reconf-pull run --url /srv/fleet.git --host web1 --root /tmp/root`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.run(cmd.Context()) },
+	}
+	a.sourceFlags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) run(ctx context.Context) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	if err := m.dirs.Create(); err != nil {
+		return err
+	}
+	lock, err := state.Acquire(m.dirs)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := lock.Release(); err != nil {
+			m.log.Warnf("giving the run lock back: %v", err)
+		}
+	}()
+	if err := lock.Say("running since " + m.host.Now().UTC().Format(time.RFC3339)); err != nil {
+		return err
+	}
+	st, err := state.Load(m.dirs)
+	if err != nil {
+		return err
+	}
+	r, err := a.reconciler(m, st)
+	if err != nil {
+		return err
+	}
+	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
+		if err := r.Update.Adopt(); err != nil {
+			return err
+		}
+	}
+	r.Announce = func(p *reconcile.Proposal) {
+		systemd.Notify("STATUS=applying " + p.Revision.Commit)
+		if a.json {
+			return
+		}
+		if err := p.Findings.Write(a.stderr); err != nil {
+			return // the run matters more than its text
+		}
+		_ = a.planText(m, false).Write(ctx, a.stdout, p.Plan) // likewise
+	}
+	systemd.Notify("STATUS=checking the fleet repo")
+	out, err := r.Run(ctx)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(out)
+	}
+	return a.print(outcome(out))
+}
+
+// outcome is the one line that a run ends with.
+func outcome(o reconcile.Outcome) string {
+	took := o.Duration.Round(time.Millisecond)
+	at := fmt.Sprintf("%.12s (%s)", o.Commit, strings.TrimPrefix(o.Ref, "refs/heads/"))
+	switch {
+	case o.Result == reconcile.UpToDate && len(o.Drift) > 0:
+		return fmt.Sprintf("%s is at %s; %d managed paths drifted, reconf-pull plan shows them; took %s\n", o.Host, at, len(o.Drift), took)
+	case o.Result == reconcile.UpToDate && o.Finished != "":
+		return fmt.Sprintf("%s is up to date at %s after change %s was finished, took %s\n", o.Host, at, o.Finished, took)
+	case o.Result == reconcile.UpToDate:
+		return fmt.Sprintf("%s is up to date at %s, took %s\n", o.Host, at, took)
+	case o.Result == reconcile.Recorded:
+		return fmt.Sprintf("%s is now at %s, generation %d: nothing to change on the host, took %s\n", o.Host, at, o.Generation, took)
+	case o.Plan != nil:
+		return fmt.Sprintf("%s is now at %s, generation %d, took %s\n", o.Host, at, o.Generation, took)
+	default:
+		return fmt.Sprintf("%s is now at %s, generation %d: change %s was finished, took %s\n", o.Host, at, o.Generation, o.Finished, took)
+	}
+}
+
+func (a *app) planCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show what a run would change, and change nothing",
+		Long: `Plan fetches the fleet repo and shows what a run would do to this host, with diffs
+of text files. It exits with 0 when there is nothing to do and with 3 when there is.
+` + exitStatusHelp,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context()) },
+	}
+	a.sourceFlags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) plan(ctx context.Context) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	st, err := state.Load(m.dirs)
+	if err != nil {
+		return err
+	}
+	r, err := a.reconciler(m, st)
+	if err != nil {
+		return err
+	}
+	p, err := r.Propose(ctx)
+	if p != nil && p.Plan != nil {
+		if shown := a.showPlan(ctx, m, p); shown != nil {
+			return shown
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if p.Plan.Empty() {
+		return nil
+	}
+	return exitStatus(exitChanges)
+}
+
+func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) error {
+	if a.json {
+		return a.printJSON(report.NewPlanDocument(p))
+	}
+	if err := p.Findings.Write(a.stderr); err != nil {
+		return err
+	}
+	return a.planText(m, true).Write(ctx, a.stdout, p.Plan)
+}

@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+func (a *app) hashCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "hash [DIR]",
+		Short: "Print a host's digest and everything it is computed over",
+		Long: `Hash prints the digest of a host config and a line for every input with its id, so
+that two hosts, or two commits, can be compared with diff. DIR is a checkout of the
+fleet repo; without it the configured source is fetched.`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error { return a.hash(cmd.Context(), given) },
+	}
+	a.sourceFlags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) hash(ctx context.Context, given []string) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	_, hc, err := a.hostConfig(ctx, m, given)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"host": hc.Name, "digest": hc.Digest, "inputs": hc.Inputs})
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s  %s\n", hc.Digest, hc.Name)
+	for _, in := range hc.Inputs {
+		fmt.Fprintln(&b, in)
+	}
+	return a.print(b.String())
+}
+
+// hostConfig reads a host config from a checkout, or from the source.
+func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (source.Tree, *fleet.HostConfig, error) {
+	if len(given) == 1 {
+		if strings.HasSuffix(given[0], ".bu") {
+			return document(given[0])
+		}
+		tree, err := checkout.Open(given[0])
+		if err != nil {
+			return nil, nil, err
+		}
+		return a.findHost(m, tree)
+	}
+	st, err := state.Load(m.dirs)
+	if err != nil {
+		return nil, nil, err
+	}
+	src, err := a.source(m, st.Ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	rev, err := src.Fetch(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	tree, err := src.Tree(ctx, rev.Commit)
+	if err != nil {
+		return nil, nil, err
+	}
+	return a.findHost(m, tree)
+}
+
+func (a *app) findHost(m *machine, tree source.Tree) (source.Tree, *fleet.HostConfig, error) {
+	names, _, err := a.names(m)
+	if err != nil {
+		return nil, nil, err
+	}
+	repo, err := fleet.Open(tree)
+	if err != nil {
+		return nil, nil, err
+	}
+	hc, err := repo.Host(names)
+	return tree, hc, err
+}
+
+// document is a single Butane file as a host config of its own; its local
+// files lie beside it.
+func document(file string) (source.Tree, *fleet.HostConfig, error) {
+	tree, err := checkout.Open(filepath.Dir(file))
+	if err != nil {
+		return nil, nil, err
+	}
+	hc, err := fleet.Single(tree, filepath.Base(file))
+	return tree, hc, err
+}
+
+func (a *app) translateCommand() *cobra.Command {
+	to := ""
+	cmd := &cobra.Command{
+		Use:   "translate [DIR | FILE.bu]",
+		Short: "Translate a host config without any host",
+		Long: `Translate shows what becomes of a host config: as Ignition for a new machine, or as
+the plan for a host that has nothing yet. DIR is a checkout of the fleet repo, FILE.bu
+a single Butane file whose local files lie beside it; without either the configured
+source is fetched.`,
+		Example: `  reconf-pull translate --host web1 . --to plan
+  reconf-pull translate web1.bu > web1.ign`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error { return a.translate(cmd.Context(), to, given) },
+	}
+	cmd.Flags().StringVar(&to, "to", "ignition", "ignition, plan or summary")
+	a.sourceFlags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) translate(ctx context.Context, to string, given []string) error {
+	if to != "ignition" && to != "plan" && to != "summary" {
+		return &usageError{fmt.Errorf("--to %q is none of ignition, plan, summary", to)}
+	}
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	tree, hc, err := a.hostConfig(ctx, m, given)
+	if err != nil {
+		return err
+	}
+	opener := a.contents(m)
+	opener.Tree = tree
+	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener}
+	if to == "ignition" {
+		return a.ignition(t)
+	}
+	want, warnings, err := t.Run(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.warn(warnings); err != nil {
+		return err
+	}
+	switch {
+	case a.json:
+		return a.printJSON(report.NewDesiredDocument(hc, want))
+	case to == "summary":
+		return report.WriteSummary(a.stdout, hc, want)
+	default:
+		return report.WriteDesired(a.stdout, want)
+	}
+}
+
+func (a *app) ignition(t reconcile.Translation) error {
+	raw, translated, err := t.Ignition()
+	if err != nil {
+		return err
+	}
+	if err := a.warn(translated.Findings); err != nil {
+		return err
+	}
+	out, err := json.MarshalIndent(raw, "", "  ")
+	if err != nil {
+		return err
+	}
+	return a.print(string(out) + "\n")
+}
+
+func (a *app) warn(list finding.List) error { return list.Write(a.stderr) }

@@ -1,0 +1,262 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/engine/native"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/logging"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/run"
+	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
+	"github.com/reconf-pull/reconf-pull/internal/units"
+	"github.com/reconf-pull/reconf-pull/internal/update"
+)
+
+// machine is what every command needs of this host.
+type machine struct {
+	config config.Config
+	host   *host.Host
+	dirs   state.Dirs
+	log    logrus.FieldLogger
+}
+
+func (a *app) machine() (*machine, error) {
+	log, err := logging.New(a.stderr, logging.Options{
+		Level: a.logLevel, Format: a.logFormat, Color: a.colored(a.stderr), Journal: systemd.StderrIsJournal(),
+	})
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	root, err := filepath.Abs(a.options.root)
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	if info, err := os.Stat(root); err != nil || !info.IsDir() {
+		return nil, &usageError{fmt.Errorf("--root %s is no directory", root)}
+	}
+	m := &machine{host: host.New(root), log: log}
+	path := a.config
+	if path == "" {
+		path = config.Path
+	}
+	if m.config, err = config.Load(path, a.config == ""); err != nil {
+		return nil, err
+	}
+	m.dirs, err = a.dirs(m.host)
+	return m, err
+}
+
+// dirs are where state, cache and run lie: --state-dir moves all three.
+func (a *app) dirs(h *host.Host) (state.Dirs, error) {
+	if a.stateDir != "" {
+		dir, err := filepath.Abs(a.stateDir)
+		return state.Dirs{State: filepath.Join(dir, "state"), Cache: filepath.Join(dir, "cache"), Run: filepath.Join(dir, "run")}, err
+	}
+	var dirs state.Dirs
+	for _, one := range []struct {
+		into *string
+		path string
+	}{{&dirs.State, "/var/lib/reconf-pull"}, {&dirs.Cache, "/var/cache/reconf-pull"}, {&dirs.Run, "/run/reconf-pull"}} {
+		real, err := h.Path(one.path)
+		if err != nil {
+			return dirs, err
+		}
+		*one.into = real
+	}
+	return dirs, nil
+}
+
+// names are what this host may be called in the fleet repo, and whether the
+// operator said so.
+func (a *app) names(m *machine) ([]string, bool, error) {
+	if want := m.config.Host.MachineID; want != "" && want != m.host.MachineID() {
+		return nil, false, &config.Error{Err: fmt.Errorf("the configuration is for the machine with the id %s (host.machine_id), this one is %s", want, m.host.MachineID())}
+	}
+	switch {
+	case a.host != "":
+		return []string{a.host}, true, nil
+	case m.config.Host.Name != "":
+		return []string{m.config.Host.Name}, true, nil
+	}
+	var names []string
+	full, err := m.host.Hostname()
+	if err != nil {
+		return nil, false, err
+	}
+	if full != "" {
+		names = append(names, full)
+		if label, _, ok := strings.Cut(full, "."); ok && m.config.Host.ShortName {
+			names = append(names, label)
+		}
+	}
+	if id := m.host.MachineID(); id != "" {
+		names = append(names, id)
+	}
+	if len(names) == 0 {
+		return nil, false, &config.Error{Err: fmt.Errorf("this host has neither a hostname nor a machine-id: say --host, or set name under [host] in config.toml")}
+	}
+	return names, false, nil
+}
+
+// source is the fleet repo.
+func (a *app) source(m *machine, ref string) (*gogit.Source, error) {
+	s := m.config.Source
+	if a.url != "" {
+		s.URL = a.url
+	}
+	if a.branch != "" {
+		s.Branch = a.branch
+	}
+	if s.URL == "" {
+		return nil, &config.Error{Err: fmt.Errorf("no fleet repo is configured: set url under [source] in %s, or say --url", config.Path)}
+	}
+	var progress io.Writer
+	if terminal(a.stderr) {
+		progress = a.stderr
+	}
+	src, err := gogit.New(gogit.Options{
+		URL: s.URL, Branch: s.Branch, Ref: ref, Dir: m.dirs.Mirror(), Timeout: time.Duration(s.Timeout),
+		KnownHosts: []string{s.KnownHosts}, SSHKey: s.SSHKey, Username: s.Username, PasswordFile: s.PasswordFile,
+		TokenFile: s.TokenFile, CAFile: s.CAFile, Progress: progress, Log: m.log,
+	})
+	if err != nil {
+		return nil, &config.Error{Err: err}
+	}
+	return src, nil
+}
+
+// reconciler wires one pull.
+func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, error) {
+	names, named, err := a.names(m)
+	if err != nil {
+		return nil, err
+	}
+	src, err := a.source(m, st.Ref)
+	if err != nil {
+		return nil, err
+	}
+	runner := run.Host{}
+	accounts := &host.Accounts{Host: m.host, Runner: runner}
+	engine := &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts, Runner: runner}
+	r := &reconcile.Reconciler{
+		Host: m.host, Dirs: m.dirs, Source: src, Names: names, Named: named, Strict: m.config.Translate.Strict,
+		Settings: plan.Settings{
+			OnConflict: m.config.Apply.OnConflict, PruneModified: m.config.Apply.PruneModified,
+			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",
+			Watches: m.config.Watches(), Protected: protected(m), Own: own(m),
+		},
+		Contents: a.contents(m),
+		Accounts: accounts, OnChange: systemd.OnChange, Log: m.log,
+		Update:   &update.Update{Host: m.host, Dirs: m.dirs, State: st, Engine: engine, Log: m.log, Keep: m.config.Keep},
+		Announce: func(*reconcile.Proposal) {},
+	}
+	if m.host.Live() {
+		r.Services = func(ctx context.Context) (reconcile.Services, error) { return liveServices(ctx) }
+		r.Update.Units = &units.Live{
+			Connect: systemd.Connect, Host: m.host, Runner: runner, Log: m.log,
+			JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
+		}
+	} else {
+		r.Services = func(context.Context) (reconcile.Services, error) {
+			return offlineServices{systemd.Offline{Host: m.host}}, nil
+		}
+		r.Update.Units = &units.Offline{Host: m.host, Log: m.log}
+	}
+	return r, nil
+}
+
+func (a *app) contents(m *machine) contents.Opener {
+	return contents.Opener{Downloads: m.dirs.Downloads(), MaxFile: int64(m.config.Translate.MaxFile), Client: &http.Client{}}
+}
+
+// protected are the agent's own directories as the host config would name them.
+func protected(m *machine) []string {
+	var inside []string
+	for _, dir := range []string{m.dirs.State, m.dirs.Cache, m.dirs.Run} {
+		if m.host.Live() {
+			inside = append(inside, dir)
+		} else if rest, ok := strings.CutPrefix(dir, m.host.Root+"/"); ok {
+			inside = append(inside, "/"+rest)
+		}
+	}
+	return inside
+}
+
+// own are files of the agent that a fleet repo may change and never removes.
+func own(m *machine) []string {
+	paths := []string{"/etc/reconf-pull"}
+	if exe, err := os.Executable(); err == nil && m.host.Live() {
+		paths = append(paths, exe)
+	}
+	return paths
+}
+
+// live asks the service manager of the running machine.
+type live struct {
+	*systemd.View
+	manager *systemd.Manager
+}
+
+func liveServices(ctx context.Context) (reconcile.Services, error) {
+	m, err := systemd.Connect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reaching systemd: %w", err)
+	}
+	return &live{View: m.View(ctx), manager: m}, nil
+}
+
+func (l *live) UnitFileState(ctx context.Context, unit string) (string, error) {
+	return l.manager.UnitFileState(ctx, unit)
+}
+
+func (l *live) Close() { l.manager.Close() }
+
+// offlineServices reads the unit files of a root.
+type offlineServices struct{ systemd.Offline }
+
+func (o offlineServices) UnitFileState(_ context.Context, unit string) (string, error) {
+	return o.State(unit)
+}
+
+func (offlineServices) Close() {}
+
+// colored tells whether w gets colour.
+func (a *app) colored(w io.Writer) bool {
+	switch a.color {
+	case "always":
+		return true
+	case "never":
+		return false
+	}
+	return os.Getenv("NO_COLOR") == "" && terminal(w)
+}
+
+func terminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+func (a *app) planText(m *machine, diffs bool) *report.PlanText {
+	return &report.PlanText{Host: m.host, Color: a.colored(a.stdout), Diffs: diffs}
+}

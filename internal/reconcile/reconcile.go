@@ -1,0 +1,405 @@
+// Package reconcile is one pull: from the remote's tip to a recorded
+// generation.
+//
+// Its one rule: it decides and delegates. Whatever it finds wrong before a
+// change is pinned leaves the host and its state as they were.
+package reconcile
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/update"
+)
+
+// Services is what plans ask about units, with its end.
+type Services interface {
+	plan.Services
+	Close()
+}
+
+// Reconciler is everything that one pull needs.
+type Reconciler struct {
+	Host   *host.Host
+	Dirs   state.Dirs
+	Source Source
+	// Names of this host, in the order in which they are looked for.
+	Names []string
+	// Named: the operator gave the name, so it may differ from the applied one.
+	Named    bool
+	Strict   bool
+	Settings plan.Settings
+	Contents contents.Opener // Tree is set for each commit
+	Accounts plan.Accounts
+	Services func(ctx context.Context) (Services, error)
+	OnChange func(fragments ...[]byte) string
+	Update   *update.Update
+	Log      logrus.FieldLogger
+	// Announce is told of a plan before it is carried out.
+	Announce func(*Proposal)
+}
+
+// Source is a fleet repo whose mirror can be thrown away.
+type Source interface {
+	source.Source
+	Discard() error
+}
+
+// Result is how a run ended well.
+type Result string
+
+// The results of a run.
+const (
+	UpToDate Result = "up-to-date"
+	Applied  Result = "applied"
+	Recorded Result = "recorded" // a new digest that changes nothing on the host
+)
+
+// Outcome is what a run did.
+type Outcome struct {
+	Result     Result        `json:"result"`
+	Host       string        `json:"host"`
+	Ref        string        `json:"ref"`
+	Commit     string        `json:"commit"`
+	Digest     string        `json:"digest"`
+	Generation int           `json:"generation"`
+	Finished   string        `json:"finished,omitempty"` // the change of an earlier run that this one completed
+	Drift      []string      `json:"drift,omitempty"`
+	Duration   time.Duration `json:"duration_ns"`
+	Plan       *plan.Plan    `json:"plan,omitempty"`
+}
+
+// Proposal is what a host config asks of this host.
+type Proposal struct {
+	Revision   source.Revision
+	Config     *fleet.HostConfig
+	Desired    desired.State
+	Plan       *plan.Plan
+	Findings   finding.List // warnings
+	Deployment string
+	Reasons    []string
+}
+
+// OtherHostError: this machine resolves to another name than the one whose
+// config it has.
+type OtherHostError struct{ Applied, Resolved string }
+
+func (e *OtherHostError) Error() string {
+	return fmt.Sprintf("this machine has the config of %s and its name now leads to that of %s", e.Applied, e.Resolved)
+}
+
+// Hint says how to go on.
+func (e *OtherHostError) Hint() string {
+	return fmt.Sprintf("if it really is %s now, say so once: reconf-pull run --host %s, or set name under [host] in config.toml", e.Resolved, e.Resolved)
+}
+
+// Run is one pull. The caller holds the run lock.
+func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
+	started := r.Host.Now()
+	out, err := r.run(ctx)
+	out.Duration = r.Host.Now().Sub(started)
+	r.remember(started, out, err)
+	return out, err
+}
+
+func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
+	var out Outcome
+	if err := r.finishPinned(ctx, &out); err != nil {
+		return out, err
+	}
+	rev, tree, err := r.fetch(ctx)
+	if err != nil {
+		return out, errors.Join(err, r.retry(ctx, err, &out))
+	}
+	hc, err := r.hostConfig(tree)
+	if err != nil {
+		return out, err
+	}
+	st := r.Update.State
+	out.Host, out.Ref, out.Commit, out.Digest = hc.Name, rev.Ref, rev.Commit, string(hc.Digest)
+	reasons, err := r.reasons(hc, &out)
+	if err != nil {
+		return out, err
+	}
+	if len(reasons) == 0 {
+		out.Result, out.Generation = UpToDate, st.Applied.Generation
+		return out, r.rememberRef(rev.Ref)
+	}
+	if st.Change != nil && st.Change.Digest == string(hc.Digest) {
+		// The same digest is retried from its own inputs, with the steps that are done.
+		return out, r.resume(ctx, &out)
+	}
+	prop, err := r.propose(ctx, rev, tree, hc, reasons)
+	if err != nil {
+		return out, err
+	}
+	return out, r.carryOut(ctx, prop, &out)
+}
+
+// finishPinned goes on with a change that a crash cut off, before anything
+// else: it needs no source.
+func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
+	change := r.Update.State.Change
+	if change == nil || change.Failure() != nil {
+		return nil
+	}
+	r.Log.Infof("going on with change %s, which did not end", change.ID)
+	return r.resume(ctx, out)
+}
+
+func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
+	change := r.Update.State.Change
+	err := r.Update.Resume(ctx)
+	if errors.Is(err, update.ErrDamaged) {
+		r.Log.Warnf("change %s is made anew from its source: %v", change.ID, err)
+		return r.Update.Abandon()
+	}
+	if err != nil {
+		return err
+	}
+	out.Result, out.Finished = Applied, change.ID
+	out.Host, out.Ref, out.Commit, out.Digest = change.Host, change.Ref, change.Commit, change.Digest
+	out.Generation = r.Update.State.Applied.Generation
+	return nil
+}
+
+// retry goes on with a failed change when its source cannot say whether there
+// is a better one.
+func (r *Reconciler) retry(ctx context.Context, fetch error, out *Outcome) error {
+	if r.Update.State.Change == nil || !errors.Is(fetch, source.ErrUnavailable) {
+		return nil
+	}
+	return r.resume(ctx, out)
+}
+
+// fetch brings the tip. A mirror that turns out to be damaged is thrown away
+// once: it is only a cache.
+func (r *Reconciler) fetch(ctx context.Context) (source.Revision, source.Tree, error) {
+	for again := true; ; again = false {
+		rev, err := r.Source.Fetch(ctx)
+		if err != nil {
+			return source.Revision{}, nil, err
+		}
+		tree, err := r.Source.Tree(ctx, rev.Commit)
+		if err == nil || !again || !errors.Is(err, source.ErrDamaged) {
+			return rev, tree, err
+		}
+		r.Log.Warnf("the mirror is damaged and is cloned again: %v", err)
+		if err := r.Source.Discard(); err != nil {
+			return source.Revision{}, nil, err
+		}
+	}
+}
+
+func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
+	repo, err := fleet.Open(tree)
+	if err != nil {
+		return nil, err
+	}
+	hc, err := repo.Host(r.Names)
+	if err != nil {
+		return nil, err
+	}
+	applied := r.Update.State.Applied
+	if applied != nil && !r.Named && !strings.EqualFold(applied.Host, hc.Name) {
+		return nil, &OtherHostError{Applied: applied.Host, Resolved: hc.Name}
+	}
+	return hc, nil
+}
+
+// reasons are why there is something to do; none means that the host is up to
+// date.
+func (r *Reconciler) reasons(hc *fleet.HostConfig, out *Outcome) ([]string, error) {
+	st := r.Update.State
+	if st.Applied == nil {
+		return []string{"first run"}, nil
+	}
+	var reasons []string
+	if st.Applied.Digest != string(hc.Digest) {
+		reasons = append(reasons, "the host config changed")
+	}
+	if st.Change != nil || len(st.Open) > 0 {
+		reasons = append(reasons, "an earlier change did not end")
+	}
+	if deployment := r.Host.Deployment(); deployment != st.Applied.Deployment {
+		reasons = append(reasons, fmt.Sprintf("another OS deployment is booted (%s)", deployment))
+	}
+	if len(reasons) > 0 {
+		return reasons, nil
+	}
+	manifest, err := r.manifest()
+	if err != nil {
+		return nil, err
+	}
+	if out.Drift, err = plan.Drifted(r.Host, manifest); err != nil {
+		return nil, err
+	}
+	if len(out.Drift) > 0 && r.Settings.CorrectDrift {
+		reasons = append(reasons, fmt.Sprintf("%d paths drifted", len(out.Drift)))
+	}
+	return reasons, nil
+}
+
+// manifest is the applied generation's; a host without one manages nothing.
+func (r *Reconciler) manifest() (*state.Manifest, error) {
+	applied := r.Update.State.Applied
+	if applied == nil {
+		return &state.Manifest{}, nil
+	}
+	return state.ReadManifest(filepath.Join(r.Dirs.Generation(applied.Generation), "manifest"))
+}
+
+// Propose makes the plan for the remote's tip and changes nothing on the host.
+func (r *Reconciler) Propose(ctx context.Context) (*Proposal, error) {
+	rev, tree, err := r.fetch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.ProposeTree(ctx, rev, tree)
+}
+
+// ProposeTree makes the plan for a tree that is at hand.
+func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree source.Tree) (*Proposal, error) {
+	hc, err := r.hostConfig(tree)
+	if err != nil {
+		return nil, err
+	}
+	reasons, err := r.reasons(hc, &Outcome{})
+	if err != nil {
+		return nil, err
+	}
+	return r.propose(ctx, rev, tree, hc, reasons)
+}
+
+func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string) (*Proposal, error) {
+	want, findings, err := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: r.opener(tree)}.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := r.manifest()
+	if err != nil {
+		return nil, err
+	}
+	in := plan.Input{
+		Host: r.Host, Accounts: r.Accounts, Contents: r.opener(tree), Pristine: state.Pristine{Dir: r.Dirs.Pristine()},
+		Settings: r.Settings, Desired: want, Manifest: manifest, OnChange: r.OnChange,
+	}
+	if in.Attempts, err = r.Update.Attempts(); err != nil {
+		return nil, err
+	}
+	prop := &Proposal{Revision: rev, Config: hc, Desired: want, Findings: findings, Deployment: r.Host.Deployment(), Reasons: reasons}
+	if applied := r.Update.State.Applied; applied != nil {
+		inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
+		if err != nil {
+			return nil, err
+		}
+		in.Ignored = inputs.Ignored
+		if prop.Deployment != applied.Deployment {
+			// An OS rollback brings an older /etc back: that is no drift.
+			in.Settings.CorrectDrift = true
+		}
+	}
+	services, err := r.Services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer services.Close()
+	in.Services = services
+	prop.Plan, err = plan.Make(ctx, in)
+	if prop.Plan != nil {
+		prop.Findings = append(prop.Findings, prop.Plan.Findings...)
+	}
+	return prop, err
+}
+
+func (r *Reconciler) opener(tree source.Tree) *contents.Opener {
+	opener := r.Contents
+	opener.Tree = tree
+	return &opener
+}
+
+// carryOut records an empty plan at once, and pins and applies any other.
+func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome) error {
+	st := r.Update.State
+	change := &state.Change{
+		Host: prop.Config.Name, Ref: prop.Revision.Ref, Commit: prop.Revision.Commit,
+		Digest: string(prop.Config.Digest), Deployment: prop.Deployment, Reasons: prop.Reasons,
+	}
+	if st.Applied != nil {
+		change.Previous = st.Applied.Commit
+	}
+	st.Ref = prop.Revision.Ref
+	r.Announce(prop)
+	inputs := update.Inputs{Ignored: prop.Desired.Ignored}
+	out.Plan = prop.Plan
+	open := st.Change != nil || len(st.Open) > 0
+	if prop.Plan.Empty() && !open {
+		out.Result = Recorded
+		if err := r.Update.RecordOnly(ctx, change, prop.Plan, inputs); err != nil {
+			return err
+		}
+	} else {
+		out.Result = Applied
+		if err := r.Update.Pin(ctx, change, prop.Plan, inputs); err != nil {
+			return err
+		}
+		if err := r.Update.Apply(ctx, prop.Plan); err != nil {
+			return err
+		}
+	}
+	out.Generation = st.Applied.Generation
+	return nil
+}
+
+func (r *Reconciler) rememberRef(ref string) error {
+	if r.Update.State.Ref == ref {
+		return nil
+	}
+	r.Update.State.Ref = ref
+	return state.Save(r.Dirs, r.Update.State)
+}
+
+// Last is what the last run found; it lies on tmpfs and may be lost.
+type Last struct {
+	Time     time.Time `json:"time"`
+	Duration string    `json:"duration"`
+	Result   Result    `json:"result,omitempty"`
+	Host     string    `json:"host,omitempty"`
+	Commit   string    `json:"commit,omitempty"`
+	Digest   string    `json:"digest,omitempty"`
+	Drift    []string  `json:"drift,omitempty"`
+	Error    string    `json:"error,omitempty"`
+}
+
+func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
+	last := Last{
+		Time: started, Duration: out.Duration.Round(time.Millisecond).String(),
+		Result: out.Result, Host: out.Host, Commit: out.Commit, Digest: out.Digest, Drift: out.Drift,
+	}
+	if failed != nil {
+		last.Error = failed.Error()
+	}
+	data, err := json.MarshalIndent(last, "", "  ")
+	if err == nil {
+		err = atomicfile.WriteVolatile(r.Dirs.Last(), append(data, '\n'), 0o644)
+	}
+	if err != nil {
+		r.Log.Warnf("writing down the last check: %v", err)
+	}
+}

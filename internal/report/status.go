@@ -1,0 +1,287 @@
+package report
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/update"
+)
+
+// StatusSchema is the version of the status document. Fields are only added
+// within one version.
+const StatusSchema = 1
+
+// Status is what one host knows about itself.
+type Status struct {
+	Schema  int                `json:"schema"`
+	Version string             `json:"version"`
+	Engine  string             `json:"engine"`
+	Health  Health             `json:"health"`
+	Applied *state.Applied     `json:"applied,omitempty"`
+	Change  *state.Change      `json:"change,omitempty"`
+	Last    *reconcile.Last    `json:"last,omitempty"`
+	Managed int                `json:"managed_paths"`
+	Notes   []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
+	Next    string             `json:"next"`
+	Source  string             `json:"source,omitempty"`
+	Subject *source.CommitInfo `json:"commit,omitempty"`
+}
+
+// Health decides the exit status.
+type Health string
+
+// The healths of a host.
+const (
+	Healthy Health = "healthy" // exit 0
+	Failing Health = "failing" // exit 1
+	Pending Health = "pending" // exit 3
+)
+
+// ReadStatus gathers the status from the state directory.
+func ReadStatus(dirs state.Dirs) (*Status, error) {
+	st, err := state.Load(dirs)
+	if err != nil {
+		return nil, err
+	}
+	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change}
+	if s.Last, err = readLast(dirs); err != nil {
+		return nil, err
+	}
+	if st.Applied != nil {
+		dir := dirs.Generation(st.Applied.Generation)
+		m, err := state.ReadManifest(filepath.Join(dir, "manifest"))
+		if err != nil {
+			return nil, err
+		}
+		s.Managed = len(m.Entries)
+		g, err := update.ReadGeneration(dir)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", state.ErrUnreadable, err)
+		}
+		for _, c := range g.Changes {
+			if slices.Contains([]plan.Action{plan.Conflict, plan.Keep, plan.Drift}, c.Action) {
+				s.Notes = append(s.Notes, fmt.Sprintf("%s: %s (%s)", c.Path, c.Action, c.Note))
+			}
+		}
+	}
+	s.judge()
+	return s, nil
+}
+
+func readLast(dirs state.Dirs) (*reconcile.Last, error) {
+	data, err := os.ReadFile(dirs.Last())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var last reconcile.Last
+	if err := json.Unmarshal(data, &last); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", dirs.Last(), err)
+	}
+	return &last, nil
+}
+
+// judge finds the health and the one thing to do next.
+func (s *Status) judge() {
+	switch {
+	case s.Change != nil && s.Change.Failure() != nil:
+		s.Health = Failing
+		s.Next = fmt.Sprintf("step %s failed: mend the host config and push, or mend the host and run `reconf-pull run`", s.Change.Failure().Name)
+	case s.Change != nil:
+		s.Health, s.Next = Pending, "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"
+	case s.Last != nil && s.Last.Error != "":
+		s.Health, s.Next = Failing, "see the error above; the host keeps what it has"
+	case s.Applied == nil:
+		s.Health, s.Next = Pending, "nothing was applied yet: `reconf-pull run`"
+	case s.Last != nil && len(s.Last.Drift) > 0:
+		s.Health, s.Next = Pending, "paths drifted: `reconf-pull plan` shows them"
+	default:
+		s.Health, s.Next = Healthy, "nothing to do"
+	}
+}
+
+// Write prints the status for people.
+func (s *Status) Write(w io.Writer, now time.Time) error {
+	var b strings.Builder
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-9s %s\n", name+":", fmt.Sprintf(format, args...))
+	}
+	row("health", "%s", s.Health)
+	if s.Applied != nil {
+		row("host", "%s", s.Applied.Host)
+		row("applied", "%s (%s), generation %d, %s", short(s.Applied.Commit), branch(s.Applied.Ref), s.Applied.Generation, ago(now, s.Applied.Time))
+		if s.Subject != nil {
+			row("commit", "%s, by %s", s.Subject.Subject, s.Subject.Author)
+		}
+		row("digest", "%s", s.Applied.Digest)
+		row("managed", "%d paths, engine %s", s.Managed, s.Engine)
+	}
+	if s.Source != "" {
+		row("source", "%s", s.Source)
+	}
+	if s.Last != nil {
+		row("checked", "%s, took %s", ago(now, s.Last.Time), s.Last.Duration)
+		if s.Last.Commit != "" {
+			row("seen", "%s", short(s.Last.Commit))
+		}
+		if s.Last.Error != "" {
+			row("error", "%s", strings.ReplaceAll(s.Last.Error, "\n", "\n          "))
+		}
+		for _, path := range s.Last.Drift {
+			row("drift", "%s", path)
+		}
+	}
+	if c := s.Change; c != nil {
+		row("change", "%s to %s, because %s", c.ID, short(c.Commit), strings.Join(c.Reasons, ", "))
+		for _, t := range c.Tasks {
+			text := fmt.Sprintf("%s: %s", t.Name, t.Status)
+			if t.Attempts > 1 {
+				text += fmt.Sprintf(" (start %d)", t.Attempts)
+			}
+			if t.Detail != "" {
+				text += ": " + strings.ReplaceAll(t.Detail, "\n", "\n          ")
+			}
+			row("step", "%s", text)
+		}
+	}
+	for _, note := range s.Notes {
+		row("note", "%s", note)
+	}
+	row("next", "%s", s.Next)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// OneLine is the status for a prompt.
+func (s *Status) OneLine() string {
+	if s.Applied == nil {
+		return fmt.Sprintf("%s: nothing applied", s.Health)
+	}
+	return fmt.Sprintf("%s: %s at %s", s.Health, s.Applied.Host, short(s.Applied.Commit))
+}
+
+func short(commit string) string { return commit[:min(12, len(commit))] }
+
+func branch(ref string) string { return strings.TrimPrefix(ref, "refs/heads/") }
+
+func ago(now, then time.Time) string {
+	d := now.Sub(then)
+	switch {
+	case d < 0:
+		return "in the future (" + then.UTC().Format(time.RFC3339) + ")"
+	case d < time.Minute:
+		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", int(d.Hours()))
+	default:
+		return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+	}
+}
+
+// History reads the kept generations, the newest first.
+func History(dirs state.Dirs) ([]*update.Generation, error) {
+	st, err := state.Load(dirs)
+	if err != nil {
+		return nil, err
+	}
+	numbers, err := state.Generations(dirs)
+	if err != nil {
+		return nil, err
+	}
+	var all []*update.Generation
+	for _, n := range slices.Backward(numbers) {
+		if st.Applied == nil || n > st.Applied.Generation {
+			continue // being recorded, or left by a crash: not part of the history yet
+		}
+		g, err := update.ReadGeneration(dirs.Generation(n))
+		if err != nil {
+			return nil, fmt.Errorf("%w: generation %d: %w", state.ErrUnreadable, n, err)
+		}
+		all = append(all, g)
+	}
+	return all, nil
+}
+
+// WriteHistory prints one line a generation.
+func WriteHistory(w io.Writer, all []*update.Generation) error {
+	for _, g := range all {
+		from := "nothing"
+		if g.Previous != "" {
+			from = short(g.Previous)
+		}
+		_, err := fmt.Fprintf(w, "%4d  %s  %s -> %s  %s, %s, %s  (%s)\n", g.Number, g.Ended.UTC().Format("2006-01-02 15:04:05Z"), from, short(g.Commit),
+			paths(len(g.Changes)), units(len(g.Touched)), g.Ended.Sub(g.Started).Round(time.Millisecond), strings.Join(g.Reasons, ", "))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func paths(n int) string {
+	if n == 1 {
+		return "1 path"
+	}
+	return fmt.Sprintf("%d paths", n)
+}
+
+// WriteGeneration prints the whole record of one generation.
+func WriteGeneration(w io.Writer, g *update.Generation) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "generation %d of %s\n", g.Number, g.Host)
+	fmt.Fprintf(&b, "commit     %s (%s)\n", g.Commit, branch(g.Ref))
+	if g.Previous != "" {
+		fmt.Fprintf(&b, "previous   %s\n", g.Previous)
+	}
+	fmt.Fprintf(&b, "digest     %s\nreasons    %s\nstarted    %s\ntook       %s\n", g.Digest, strings.Join(g.Reasons, ", "),
+		g.Started.UTC().Format(time.RFC3339), g.Ended.Sub(g.Started).Round(time.Millisecond))
+	for _, t := range g.Steps {
+		if !t.Ended.IsZero() {
+			fmt.Fprintf(&b, "step       %-15s %s%s\n", t.Name, t.Ended.Sub(t.Started).Round(time.Millisecond), starts(t))
+		}
+	}
+	for _, c := range g.Changes {
+		fmt.Fprintf(&b, "%-10s %s", c.Action, c.Path)
+		if c.Note != "" {
+			fmt.Fprintf(&b, " (%s)", c.Note)
+		}
+		b.WriteByte('\n')
+	}
+	for _, u := range g.Units {
+		verb := "disable"
+		if u.Enable {
+			verb = "enable"
+		}
+		fmt.Fprintf(&b, "%-10s %s (%s)\n", verb, u.Name, u.Reason)
+	}
+	for _, unit := range g.Touched {
+		fmt.Fprintf(&b, "touched    %s\n", unit)
+	}
+	for _, line := range g.Ignored {
+		fmt.Fprintf(&b, "note       %s\n", line)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func starts(t state.Task) string {
+	if t.Attempts < 2 {
+		return ""
+	}
+	return fmt.Sprintf(" (start %d)", t.Attempts)
+}
