@@ -111,7 +111,7 @@ func (m *maker) stopped(ctx context.Context) {
 		}
 		masked := item.After.Kind == disk.Link && item.After.Target == "/dev/null"
 		unmasked := item.Before.Kind == disk.Link && item.Before.Target == "/dev/null"
-		if (item.After.Kind == disk.Absent || masked) && !unmasked && !service.Own(name) {
+		if (item.After.Kind == disk.Absent || masked) && !unmasked && !service.Own(name) && (item.Before.Kind != disk.Absent || m.Services.Exists(name)) {
 			m.plan.Stopped = append(m.plan.Stopped, name)
 			current, err := m.Services.UnitFileState(ctx, name)
 			listed := slices.ContainsFunc(m.plan.Units, func(u Unit) bool { return u.Name == name })

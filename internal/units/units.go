@@ -54,15 +54,11 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 		return err
 	}
 	defer m.Close()
-	if _, err := readSaved(dir); errors.Is(err, os.ErrNotExist) {
-		states, err := m.States(ctx, names(p))
-		if err != nil {
-			return fmt.Errorf("asking for the state of units: %w", err)
-		}
-		if err := writeSaved(dir, saved{BootID: l.Host.BootID(), Units: states}); err != nil {
-			return err
-		}
-	} else if err != nil {
+	before, err := readSaved(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		before, err = l.save(ctx, m, dir, p)
+	}
+	if err != nil {
 		return err
 	}
 	if gone := disabledFirst(p); len(gone) > 0 {
@@ -72,13 +68,24 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 	}
 	var jobs []systemd.Job
 	for _, unit := range p.Stopped {
-		jobs = append(jobs, systemd.Job{Unit: unit, Kind: systemd.Stop})
+		if before.Units[unit].Active() {
+			jobs = append(jobs, systemd.Job{Unit: unit, Kind: systemd.Stop})
+		}
 	}
 	results, err := m.Apply(ctx, jobs, l.JobTimeout)
 	if err != nil {
 		return fmt.Errorf("stopping units: %w", err)
 	}
 	return l.failures(ctx, m, results, nil)
+}
+
+func (l *Live) save(ctx context.Context, m *systemd.Manager, dir string, p *plan.Plan) (saved, error) {
+	states, err := m.States(ctx, names(p))
+	if err != nil {
+		return saved{}, fmt.Errorf("asking for the state of units: %w", err)
+	}
+	s := saved{BootID: l.Host.BootID(), Units: states}
+	return s, writeSaved(dir, s)
 }
 
 // needsManager tells whether a plan touches units at all: one that only

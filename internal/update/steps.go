@@ -12,6 +12,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -115,7 +116,8 @@ type Generation struct {
 	Steps    []state.Task `json:"steps,omitempty"`
 	Changes  []PathChange `json:"changes,omitempty"`
 	Units    []plan.Unit  `json:"units,omitempty"`
-	// Touched are the units that were restarted, reloaded or only told.
+	// Touched are the units that were restarted or reloaded, or would have been
+	// had they run.
 	Touched []string `json:"touched,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
 }
@@ -136,7 +138,9 @@ func (u *Update) generation(c *state.Change, p *plan.Plan, number int) *Generati
 		g.Changes = append(g.Changes, PathChange{Path: p.Items[i].Path, Action: p.Items[i].Action, Note: p.Items[i].Note})
 	}
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
-		g.Touched = append(g.Touched, touch.Unit)
+		if touch.Action != service.Keep && !slices.Contains(p.Stopped, touch.Unit) {
+			g.Touched = append(g.Touched, touch.Unit)
+		}
 	}
 	return g
 }

@@ -182,7 +182,7 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 			"Look into the server's log."
 	case errors.As(err, &said):
 		return "the server said: " + printable(firstLine(said.Text)), ""
-	case errors.Is(err, source.ErrDamaged), errors.As(err, &broken), errors.Is(err, packfile.ErrEmptyPackfile),
+	case errors.Is(err, source.ErrDamaged), errors.As(err, &broken), errors.Is(err, packfile.ErrEmptyPackfile), errors.Is(err, packfile.ErrMalformedPackFile),
 		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return "the server broke off, or sent what cannot be read: " + text0, "It is tried again at the next run."
 	case isSSH(err):

@@ -18,7 +18,6 @@ import (
 	"github.com/go-git/go-git/v5/config"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
@@ -270,10 +269,7 @@ func (s *Source) clone(ctx context.Context, tip *tip) (_ *mirror, err error) {
 	if err != nil {
 		return nil, localFailure("making the mirror", err)
 	}
-	defer func() {
-		_ = removeLeftovers(part)
-		_ = os.RemoveAll(part) // gone already when all went well
-	}()
+	defer func() { _ = os.RemoveAll(part) }() // gone already when all went well
 
 	m := newMirror(part)
 	defer m.close()
@@ -313,11 +309,7 @@ func (s *Source) update(ctx context.Context, m *mirror, tip *tip) (*mirror, erro
 	}
 	// The tip may be here already, after a force-push there and back.
 	if m.checkTip(tip.hash) != nil {
-		err := s.transfer(ctx, m, tip, 0)
-		if e := removeLeftovers(m.dir); err == nil && e != nil {
-			err = localFailure("removing a half-made pack", e)
-		}
-		if err != nil {
+		if err := s.transfer(ctx, m, tip, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -398,7 +390,7 @@ func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (
 		}
 		pack = demuxer
 	}
-	if err := packfile.UpdateObjectStorage(m.store, pack); err != nil {
+	if err := receivePack(ctx, m.dir, pack); err != nil {
 		return fmt.Errorf("receiving the pack: %w", err)
 	}
 	return nil
@@ -460,12 +452,11 @@ func removeParts(dir string) error {
 }
 
 // removeLeftovers removes packs that a fetch before this one, or this one, left
-// unfinished: go-git does not. It does not close them either, so that their
-// room is only given back by making them empty first.
+// unfinished.
 func removeLeftovers(dir string) error {
 	temps, err := filepath.Glob(filepath.Join(globEscape(dir), "objects", "pack", "tmp_*"))
 	for _, t := range temps {
-		err = errors.Join(err, os.Truncate(t, 0), os.Remove(t))
+		err = errors.Join(err, os.Remove(t))
 	}
 	return err
 }

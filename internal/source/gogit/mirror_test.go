@@ -350,8 +350,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// A large blob is read without being held. Fetching it is another matter:
-// go-git's parser holds every object once.
+// A large blob passes through; it is never held.
 func TestLargeBlobIsStreamed(t *testing.T) {
 	if repo := os.Getenv("GOGIT_TEST_FETCH"); repo != "" {
 		readLarge(t, repo)
@@ -373,14 +372,20 @@ func TestLargeBlobIsStreamed(t *testing.T) {
 	for _, step := range []struct {
 		name  string
 		limit int64 // MiB
-	}{{"fetching", 200}, {"reading", 60}} {
+	}{{"fetching", 60}, {"reading", 60}} {
 		// In a process of its own: what counts is what the machine has to give.
 		cmd := exec.Command(os.Args[0], "-test.run=^TestLargeBlobIsStreamed$")
 		cmd.Env = append(os.Environ(), "GOGIT_TEST_FETCH="+repo, "GOGIT_TEST_DIR="+dir, "GOGIT_TEST_COMMIT="+tip, "GOGIT_TEST_STEP="+step.name)
-		if out, err := cmd.CombinedOutput(); err != nil {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		peak := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss >> 10
+		var peak int64
+		_, text, _ := strings.Cut(string(out), "VmHWM:")
+		if _, err := fmt.Sscanf(text, "%d kB", &peak); err != nil {
+			t.Fatalf("no peak in %s", out)
+		}
+		peak >>= 10
 		t.Logf("%s a blob of 64 MiB: peak RSS %d MiB", step.name, peak)
 		if peak > step.limit && !raceEnabled {
 			t.Errorf("%s took %d MiB, more than %d", step.name, peak, step.limit)
@@ -389,7 +394,16 @@ func TestLargeBlobIsStreamed(t *testing.T) {
 }
 
 // readLarge is the process that TestLargeBlobIsStreamed measures.
+// Its own word counts: the kernel's count for the parent has git's memory in it.
 func readLarge(t *testing.T, repo string) {
+	defer func() {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Error(err)
+		}
+		_, peak, _ := strings.Cut(string(status), "VmHWM:")
+		fmt.Println("VmHWM:", strings.SplitN(peak, "\n", 2)[0])
+	}()
 	s := newSource(t, gogit.Options{URL: repo, Dir: os.Getenv("GOGIT_TEST_DIR")})
 	tip := os.Getenv("GOGIT_TEST_COMMIT")
 	s.mustFetch(t, tip)
