@@ -198,6 +198,29 @@ func TestFullHistory(t *testing.T) {
 	}
 }
 
+// Deltas on deltas, of every kind of object, are resolved as git does.
+func TestDeltas(t *testing.T) {
+	repo := fleet(t)
+	text := strings.Repeat("a line that stays the same, and long enough to be worth a delta\n", 400)
+	for i := range 30 {
+		write(t, filepath.Join(repo, "files/motd"), fmt.Sprintf("%d\n%s%d\n", i, text, i))
+		for j := range 20 {
+			write(t, filepath.Join(repo, fmt.Sprintf("hosts/h%d/a.bu", j)), fmt.Sprintf("%s%d", text, i*j))
+		}
+		commit(t, repo, fmt.Sprint(i))
+	}
+	git(t, repo, "repack", "-q", "-a", "-d", "-f", "--depth=50", "--window=50")
+	s := newSource(t, gogit.Options{URL: repo, FullHistory: true})
+	tip := git(t, repo, "rev-parse", "HEAD")
+	s.mustFetch(t, tip)
+	git(t, s.dir, "fsck", "--strict", "--no-dangling")
+	pack := glob(t, s.dir, "objects/pack/*.pack")
+	git(t, s.dir, "verify-pack", strings.TrimSuffix(pack, ".pack")+".idx")
+	if got, err := s.readFile(tip, "files/motd"); err != nil || got != "29\n"+text+"29\n" {
+		t.Errorf("files/motd: %d bytes, %v", len(got), err)
+	}
+}
+
 func TestBranch(t *testing.T) {
 	repo := fleet(t)
 	main := git(t, repo, "rev-parse", "HEAD")

@@ -298,6 +298,56 @@ func TestStallingServer(t *testing.T) {
 	}
 }
 
+// A pack that ends too early at any place, or has a byte wrong, is no pack; the
+// mirror that was there stays in use.
+func TestBrokenPack(t *testing.T) {
+	repo := fleet(t)
+	next := backend(t, filepath.Dir(repo))
+	change := func(body []byte) []byte { return body }
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		next.ServeHTTP(rec, r)
+		for k, v := range rec.Header() {
+			w.Header()[k] = v
+		}
+		body := rec.Body.Bytes()
+		if r.Method == http.MethodPost {
+			body = change(body)
+		}
+		w.WriteHeader(rec.Code)
+		_, _ = w.Write(body)
+	}))
+	defer srv.Close()
+	s := newSource(t, gogit.Options{URL: srv.URL + "/fleet"})
+	first := git(t, repo, "rev-parse", "HEAD")
+	s.mustFetch(t, first)
+	write(t, filepath.Join(repo, "files/motd"), "changed\n")
+	second := commit(t, repo, "third")
+	size := 0
+	change = func(body []byte) []byte { size = len(body); return nil }
+	refused(t, s, source.ErrUnavailable)
+	for at := 1; at < size; at += 3 {
+		change = func(body []byte) []byte { return body[:min(at, len(body))] }
+		if rev, err := s.Fetch(context.Background()); err == nil {
+			// What is missing may be the end of the sideband alone.
+			if rev.Commit != second {
+				t.Fatalf("cut at %d of %d: %v", at, size, rev)
+			}
+			break
+		} else if !errors.Is(err, source.ErrUnavailable) {
+			t.Fatalf("cut at %d of %d: %v", at, size, err)
+		}
+		if got, err := s.readFile(first, "files/motd"); err != nil || got != "hello\n" {
+			t.Fatalf("cut at %d of %d: files/motd is %q, %v", at, size, got, err)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(s.dir, "objects/pack/tmp_*")); err != nil || left != nil {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	change = func(body []byte) []byte { return body }
+	s.mustFetch(t, second)
+}
+
 // clientKey is a private key file that no server knows yet; its public half
 // lies beside it.
 func clientKey(t testing.TB) string {

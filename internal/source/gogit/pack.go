@@ -1,0 +1,246 @@
+package gogit
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/go-git/go-git/v5/plumbing"
+	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
+	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+)
+
+// maxChain is how many deltas git lets stand on one another.
+const maxChain = 4095
+
+// receivePack stores a pack below dir and indexes it. go-git's own parser reads
+// every object a second time, whole (80 MiB of memory for a blob of 64 MiB, 18
+// this way), and leaves its files open when it fails; here only what deltas
+// stand on is held, one chain at a time.
+func receivePack(ctx context.Context, dir string, r io.Reader) (err error) {
+	folder := filepath.Join(dir, "objects", "pack")
+	f, err := os.CreateTemp(folder, "tmp_pack_")
+	if err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	defer recovered(&err)
+
+	x := &indexer{
+		ctx:    ctx,
+		byID:   map[plumbing.Hash][]*packed{},
+		byBase: map[int64][]*packed{},
+	}
+	written := &localWriter{w: f}
+	stream := io.TeeReader(r, written)
+	sum, err := x.scan(packfile.NewScanner(stream))
+	if written.err != nil {
+		return written.err
+	}
+	if err != nil {
+		return err
+	}
+	// The server may have more to say, but no more of the pack.
+	if n, err := io.Copy(io.Discard, r); err != nil || n > 0 {
+		return errors.Join(err, fmt.Errorf("%w: %d bytes behind its end", packfile.ErrMalformedPackFile, n))
+	}
+	if len(x.bases)+len(x.deltas) == 0 {
+		return os.Remove(f.Name())
+	}
+	x.content = packfile.NewScanner(f)
+	if err := x.resolve(); err != nil {
+		return err
+	}
+	base := filepath.Join(folder, "pack-"+sum.String())
+	// The index goes first: a pack without one makes go-git refuse the mirror.
+	if err := x.writeIndex(folder, base+".idx", sum); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	if err := os.Rename(f.Name(), base+".pack"); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	return nil
+}
+
+// localWriter keeps what this machine did wrong apart from what the server did.
+type localWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (l *localWriter) Write(p []byte) (int, error) {
+	n, err := l.w.Write(p)
+	if err != nil && l.err == nil {
+		l.err = localFailure("writing the mirror", err)
+	}
+	return n, err
+}
+
+// packed is one object of the pack.
+type packed struct {
+	id     plumbing.Hash // known at once, or once its base is
+	offset int64
+	crc    uint32
+	length int64 // inflated: of the object, or of the delta
+	kind   plumbing.ObjectType
+}
+
+// indexer finds the id of every object of a pack.
+type indexer struct {
+	ctx     context.Context
+	bases   []*packed // objects that are whole
+	deltas  []*packed
+	byBase  map[int64][]*packed         // deltas by the offset of what they stand on
+	byID    map[plumbing.Hash][]*packed // and by its id
+	content *packfile.Scanner
+	found   int // deltas that were resolved
+}
+
+// scan reads the pack once from front to end, hashing what is whole.
+func (x *indexer) scan(s *packfile.Scanner) (plumbing.Hash, error) {
+	_, count, err := s.Header()
+	if err != nil {
+		return plumbing.ZeroHash, err
+	}
+	for range count {
+		header, err := s.NextObjectHeader()
+		if err != nil {
+			return plumbing.ZeroHash, err
+		}
+		o := &packed{offset: header.Offset, length: header.Length, kind: header.Type}
+		switch header.Type {
+		case plumbing.OFSDeltaObject, plumbing.REFDeltaObject:
+			if _, o.crc, err = s.NextObject(io.Discard); err != nil {
+				return plumbing.ZeroHash, err
+			}
+			x.deltas = append(x.deltas, o)
+			if header.Type == plumbing.OFSDeltaObject {
+				x.byBase[header.OffsetReference] = append(x.byBase[header.OffsetReference], o)
+			} else {
+				x.byID[header.Reference] = append(x.byID[header.Reference], o)
+			}
+		default:
+			h := plumbing.NewHasher(header.Type, header.Length)
+			if _, o.crc, err = s.NextObject(h); err != nil {
+				return plumbing.ZeroHash, err
+			}
+			o.id = h.Sum()
+			x.bases = append(x.bases, o)
+		}
+	}
+	return s.Checksum()
+}
+
+// children takes the deltas that stand on an object, so that none is resolved
+// twice.
+func (x *indexer) children(o *packed) []*packed {
+	list := append(x.byBase[o.offset], x.byID[o.id]...)
+	delete(x.byBase, o.offset)
+	delete(x.byID, o.id)
+	return list
+}
+
+func (x *indexer) resolve() error {
+	for _, o := range x.bases {
+		list := x.children(o)
+		if len(list) == 0 {
+			continue
+		}
+		data, err := x.inflate(o)
+		if err != nil {
+			return err
+		}
+		if err := x.apply(o.kind, data, list, 1); err != nil {
+			return err
+		}
+	}
+	if x.found != len(x.deltas) {
+		return fmt.Errorf("%w: %d deltas stand on nothing", packfile.ErrMalformedPackFile, len(x.deltas)-x.found)
+	}
+	return nil
+}
+
+// apply resolves the deltas that stand on base, and what stands on them.
+func (x *indexer) apply(kind plumbing.ObjectType, base []byte, deltas []*packed, depth int) error {
+	if depth > maxChain {
+		return fmt.Errorf("%w: more than %d deltas on one another", packfile.ErrMalformedPackFile, maxChain)
+	}
+	for _, o := range deltas {
+		if err := x.ctx.Err(); err != nil {
+			return err
+		}
+		delta, err := x.inflate(o)
+		if err != nil {
+			return err
+		}
+		data, err := packfile.PatchDelta(base, delta)
+		if err != nil {
+			return err
+		}
+		o.id = plumbing.ComputeHash(kind, data)
+		x.found++
+		if list := x.children(o); len(list) > 0 {
+			if err := x.apply(kind, data, list, depth+1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (x *indexer) inflate(o *packed) ([]byte, error) {
+	if _, err := x.content.SeekObjectHeader(o.offset); err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	// A little more than is needed: a full buffer doubles to look for the end.
+	buf.Grow(int(min(o.length, maxPrealloc)) + bytes.MinRead)
+	if _, _, err := x.content.NextObject(&buf); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+// maxPrealloc bounds what is set aside on the word of a header alone.
+const maxPrealloc = 16 << 20
+
+func (x *indexer) writeIndex(folder, path string, sum plumbing.Hash) (err error) {
+	var w idxfile.Writer
+	all := append(x.bases, x.deltas...)
+	if err := w.OnHeader(uint32(len(all))); err != nil {
+		return err
+	}
+	for _, o := range all {
+		w.Add(o.id, uint64(o.offset), o.crc)
+	}
+	if err := w.OnFooter(sum); err != nil {
+		return err
+	}
+	index, err := w.Index()
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(folder, "tmp_idx_")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	_, err = idxfile.NewEncoder(f).Encode(index)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
