@@ -49,7 +49,7 @@ type HostConfig struct {
 	Unsupported finding.List
 }
 
-// NoHostError: the repo has no config for this host. The caller keeps the host
+// NoHostError says that the repo has no config for this host. The caller keeps the host
 // as it is: disappearing is never read as deleting everything.
 type NoHostError struct {
 	Names   []string // in the order they were tried
