@@ -204,7 +204,7 @@ func trees(d *document, filesDir string, put func(string, place)) {
 		}
 		local = path.Clean(local)
 		// Whatever cannot be read here could not be read by Butane, which says so.
-		_ = fs.WalkDir(root.FS(), local, func(name string, e fs.DirEntry, err error) error {
+		_ = fs.WalkDir(root.FS(), local, func(name string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}

@@ -68,7 +68,7 @@ var referenceFields = []struct {
 func References(layer string, data []byte) ([]Reference, error) {
 	d, err := parse(layer, data)
 	if err != nil {
-		return nil, &Error{d.yamlFindings(err)}
+		return nil, &finding.Failure{Findings: d.yamlFindings(err)}
 	}
 	var refs []Reference
 	for _, f := range referenceFields {
@@ -110,21 +110,4 @@ func (d *document) match(path []any, pattern []string, found func([]any, *yaml.N
 	for i := range d.list(path...) {
 		d.match(append(path[:len(path):len(path)], i), pattern[1:], found)
 	}
-}
-
-// Error is findings where a function has an error to return.
-type Error struct{ Findings finding.List }
-
-func (e *Error) Error() string {
-	var b strings.Builder
-	for i, f := range e.Findings {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		if at := f.Position.String(); at != "" {
-			b.WriteString(at + ": ")
-		}
-		b.WriteString(f.Message)
-	}
-	return b.String()
 }

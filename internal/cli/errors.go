@@ -92,11 +92,29 @@ func (a *app) finish(err error) int {
 	}
 	// A person who cannot be told that telling failed cannot be helped further.
 	_ = findings(err).Write(a.stderr)
-	fmt.Fprintf(a.stderr, "reconf-pull: error: %s\n", err)
+	fmt.Fprintf(a.stderr, "reconf-pull: error: %s\n", summary(err))
 	if h := hint(err); h != "" {
 		fmt.Fprintf(a.stderr, "reconf-pull: hint: %s\n", h)
 	}
 	return status
+}
+
+// summary is the error in one line where its findings were printed already.
+func summary(err error) string {
+	var conf *config.Error
+	n := len(findings(err).Errors())
+	what := "the host config"
+	if errors.As(err, &conf) {
+		what = "the configuration"
+	}
+	switch {
+	case n == 0:
+		return err.Error()
+	case n == 1:
+		return "1 error in " + what + "; nothing was changed"
+	default:
+		return fmt.Sprintf("%d errors in %s; nothing was changed", n, what)
+	}
 }
 
 func findings(err error) finding.List {

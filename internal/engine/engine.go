@@ -41,5 +41,5 @@ type Engine interface {
 	Clean(ctx context.Context, job *Job) error
 }
 
-// ErrUntouched: the change may be forgotten, the host is as it was before.
+// ErrUntouched says that the change may be forgotten, the host is as it was before.
 var ErrUntouched = errors.New("nothing was changed")

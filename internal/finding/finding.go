@@ -117,12 +117,20 @@ func (f Finding) text() string {
 // Failure is the error that a list with errors in it is returned as.
 type Failure struct{ Findings List }
 
+// Error is one line for every error, with its place and its hint.
 func (f *Failure) Error() string {
-	errs := f.Findings.Errors()
-	if len(errs) == 1 {
-		return errs[0].Position.String() + ": " + errs[0].Message
+	var lines []string
+	for _, one := range f.Findings.Errors() {
+		line := one.Message
+		if at := one.Position.String(); at != "" {
+			line = at + ": " + line
+		}
+		if one.Hint != "" {
+			line += " (" + one.Hint + ")"
+		}
+		lines = append(lines, line)
 	}
-	return fmt.Sprintf("%d things are wrong with the host config", len(errs))
+	return strings.Join(lines, "\n")
 }
 
 // Err returns a *Failure when the list holds an error.

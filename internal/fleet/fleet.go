@@ -40,24 +40,8 @@ type Config struct {
 	FilesDir string `toml:"files_dir"` // what Butane's local paths are relative to
 }
 
-// Error is a fleet repo, or the part of it that is this host's, that cannot be
-// used. The caller changes nothing and prints all findings.
-type Error struct{ Findings finding.List }
-
-func (e *Error) Error() string {
-	lines := make([]string, 0, len(e.Findings))
-	for _, f := range e.Findings {
-		line := f.Message
-		if at := f.Position.String(); at != "" {
-			line = at + ": " + line
-		}
-		lines = append(lines, line)
-	}
-	return strings.Join(lines, "\n")
-}
-
-func refuse(at finding.Position, hint, format string, args ...any) *Error {
-	return &Error{finding.List{{
+func refuse(at finding.Position, hint, format string, args ...any) *finding.Failure {
+	return &finding.Failure{Findings: finding.List{{
 		Severity: finding.Error, Position: at, Message: fmt.Sprintf(format, args...), Hint: hint,
 	}}}
 }
@@ -120,9 +104,9 @@ func decode(data []byte, c Config) (Config, error) {
 			"schema %d is newer than this release knows (%d)", only.Schema, Schema)
 	}
 	if err := tomlfile.Decode(ConfigFile, data, &c); err != nil {
-		var bad *tomlfile.Error
+		var bad *finding.Failure
 		if errors.As(err, &bad) {
-			return c, &Error{bad.Findings}
+			return c, &finding.Failure{Findings: bad.Findings}
 		}
 		return c, err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/sourcetest"
@@ -89,9 +90,9 @@ func TestWhichConfigIsMine(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			h, err := host(t, tt.files, tt.names...)
 			if tt.err != nil {
-				var e *fleet.Error
+				var e *finding.Failure
 				if !errors.As(err, &e) {
-					t.Fatalf("error is %T %v, want *fleet.Error", err, err)
+					t.Fatalf("error is %T %v, want *finding.Failure", err, err)
 				}
 				for _, part := range tt.err {
 					if !strings.Contains(err.Error(), part) {
@@ -159,7 +160,7 @@ func TestFleetToml(t *testing.T) {
 				}
 				return
 			}
-			var e *fleet.Error
+			var e *finding.Failure
 			if !errors.As(err, &e) || !strings.HasPrefix(err.Error(), tt.want) {
 				t.Errorf("error is %T %v, want %s", err, err, tt.want)
 			}
@@ -327,7 +328,7 @@ func FuzzOpen(f *testing.F) {
 		tree := sourcetest.Text(map[string]string{"fleet.toml": data, "hosts/a.bu": empty})
 		r, err := fleet.Open(tree)
 		if err != nil {
-			var e *fleet.Error
+			var e *finding.Failure
 			if !errors.As(err, &e) {
 				t.Fatalf("%T: %v", err, err)
 			}

@@ -77,7 +77,7 @@ type candidate struct {
 }
 
 // Host finds the config of the first of the names that has one and reads its
-// layers. The error is a *NoHostError, an *Error, or the tree's own.
+// layers. The error is a *NoHostError, a *finding.Failure, or the tree's own.
 func (r *Repo) Host(names []string) (*HostConfig, error) {
 	var tried []string
 	for _, name := range names {
@@ -209,7 +209,7 @@ func (r *Repo) read(c candidate) (*HostConfig, error) {
 	var wrong finding.List
 	for _, e := range entries {
 		data, err := r.text(e, maxLayer)
-		var bad *Error
+		var bad *finding.Failure
 		if errors.As(err, &bad) {
 			wrong = append(wrong, bad.Findings...)
 			continue
@@ -220,7 +220,7 @@ func (r *Repo) read(c candidate) (*HostConfig, error) {
 		layer.Documents = append(layer.Documents, Document{e, data})
 	}
 	if wrong != nil {
-		return nil, &Error{wrong}
+		return nil, &finding.Failure{Findings: wrong}
 	}
 	h.Layers = []Layer{layer}
 	if err := r.references(h); err != nil {
@@ -254,7 +254,7 @@ func (r *Repo) references(h *HostConfig) error {
 	for _, layer := range h.Layers {
 		for _, d := range layer.Documents {
 			refs, err := butane.References(d.Entry.Path, d.Data)
-			var bad *butane.Error
+			var bad *finding.Failure
 			if errors.As(err, &bad) {
 				continue // translating finds the same again, and all the rest that is wrong
 			}

@@ -96,7 +96,7 @@ type Proposal struct {
 	Reasons    []string
 }
 
-// OtherHostError: this machine resolves to another name than the one whose
+// OtherHostError says that this machine resolves to another name than the one whose
 // config it has.
 type OtherHostError struct{ Applied, Resolved string }
 

@@ -113,14 +113,16 @@ func (d Dirs) Generation(n int) string {
 	return filepath.Join(d.State, "generations", strconv.Itoa(n))
 }
 
-// Blobs is the directory of contents by SHA-256, Pristine that of what was
-// there before us.
-func (d Dirs) Blobs() string    { return filepath.Join(d.State, "blobs") }
+// Blobs is the directory of contents by SHA-256.
+func (d Dirs) Blobs() string { return filepath.Join(d.State, "blobs") }
+
+// Pristine is the directory of what was there before us.
 func (d Dirs) Pristine() string { return filepath.Join(d.State, "pristine") }
 
-// Mirror is the disposable copy of the fleet repo, Downloads what http(s)
-// contents were fetched.
-func (d Dirs) Mirror() string    { return filepath.Join(d.Cache, "mirror") }
+// Mirror is the disposable copy of the fleet repo.
+func (d Dirs) Mirror() string { return filepath.Join(d.Cache, "mirror") }
+
+// Downloads is the directory of contents that were fetched over http(s).
 func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }
 
 // Last is the record of the last check, on tmpfs.

@@ -26,31 +26,15 @@ import (
 // parses the file again, and whoever sees 20 of them has the wrong file.
 const maxFindings = 20
 
-// Error is what is wrong with one file. It has at least one finding.
-type Error struct{ Findings finding.List }
-
-// Error is one line a finding.
-func (e *Error) Error() string {
-	lines := make([]string, 0, len(e.Findings))
-	for _, f := range e.Findings {
-		line := f.Position.String() + ": " + f.Message
-		if f.Hint != "" {
-			line += " (" + f.Hint + ")"
-		}
-		lines = append(lines, line)
-	}
-	return strings.Join(lines, "\n")
-}
-
 // Decode reads data into the struct that into points to; name is what the file
 // is called in messages. What the file does not say stays as it is in into, so
-// defaults are set before. Its errors are of type *Error. Keys match the names
+// defaults are set before. Its errors are of type *finding.Failure. Keys match the names
 // in the toml tags exactly: this is stricter than the library, to which Schema
 // and schema are the same.
 func Decode(name string, data []byte, into any) error {
 	md, err := toml.Decode(string(data), into)
 	if err != nil {
-		return &Error{Findings: finding.List{at(name, data, err)}}
+		return &finding.Failure{Findings: finding.List{at(name, data, err)}}
 	}
 	var wrong finding.List
 	var last toml.Key // the unknown table whose children need no finding of their own
@@ -88,7 +72,7 @@ func Decode(name string, data []byte, into any) error {
 		wrong = append(wrong, f)
 	}
 	if wrong != nil {
-		return &Error{Findings: wrong}
+		return &finding.Failure{Findings: wrong}
 	}
 	return nil
 }

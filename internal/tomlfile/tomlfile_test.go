@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
 
@@ -64,9 +65,9 @@ func TestDecode(t *testing.T) {
 			err := tomlfile.Decode("f.toml", []byte(tt.in), &into)
 			var got []string
 			if err != nil {
-				var e *tomlfile.Error
+				var e *finding.Failure
 				if !errors.As(err, &e) {
-					t.Fatalf("error is %T, want *tomlfile.Error", err)
+					t.Fatalf("error is %T, want *finding.Failure", err)
 				}
 				got = strings.Split(err.Error(), "\n")
 			}
@@ -120,7 +121,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var into file
 		err := tomlfile.Decode("f.toml", data, &into)
-		var e *tomlfile.Error
+		var e *finding.Failure
 		if err != nil && (!errors.As(err, &e) || len(e.Findings) == 0 || err.Error() == "") {
 			t.Errorf("error without a finding: %#v", err)
 		}

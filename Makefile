@@ -1,0 +1,37 @@
+# What is done here is what CI and the packages do: nothing else builds, tests or installs.
+GO       ?= go
+PREFIX   ?= /usr
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+UNITDIR  ?= $(PREFIX)/lib/systemd/system
+TMPFILES ?= $(PREFIX)/lib/tmpfiles.d
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench install clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+build: ## build bin/reconf-pull, static and stripped
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X github.com/reconf-pull/reconf-pull/internal/version.Version=$(VERSION)' -o bin/reconf-pull ./cmd/reconf-pull
+
+demo: build ## converge a scratch host from a git repo, and show every step
+	demo/run bin/reconf-pull
+
+test: ## everything that CI runs; installs what it lacks when it is root
+	.ci/test
+
+check: ## formatting, vet, lint, module files
+	.ci/check
+
+bench: build ## each figure beside its peer, from one run
+	bench/run bin/reconf-pull
+
+install: build ## install below DESTDIR
+	install -D -m 0755 bin/reconf-pull $(DESTDIR)$(PREFIX)/bin/reconf-pull
+	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/reconf-pull.service packaging/systemd/reconf-pull.timer
+	install -D -m 0644 packaging/tmpfiles.d/reconf-pull.conf $(DESTDIR)$(TMPFILES)/reconf-pull.conf
+	install -D -m 0644 packaging/config.toml $(DESTDIR)$(PREFIX)/share/doc/reconf-pull/config.toml
+	install -D -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/licenses/reconf-pull/LICENSE
+
+clean: ## remove what was built
+	rm -rf bin
