@@ -178,7 +178,24 @@ func (m *maker) effect() error {
 	m.plan.Effect, err = service.Of(m.plan.Changed(), m.Settings.Watches, func(unit string) string {
 		return m.onChange(ctx, unit)
 	}, m.Services)
+	m.plan.Effect.Touches = slices.DeleteFunc(m.plan.Effect.Touches, func(t service.Touch) bool { return m.gone(t.Unit) })
 	return err
+}
+
+// gone tells whether this plan leaves nothing of a unit that could run: its
+// file becomes a mask, or goes and the image has none of that name.
+func (m *maker) gone(unit string) bool {
+	item := m.items[unitDir+unit]
+	switch {
+	case item == nil || !item.Write:
+		return false
+	case item.After.Kind == disk.Link:
+		return item.After.Target == "/dev/null"
+	case item.After.Kind != disk.Absent:
+		return false
+	}
+	return !slices.ContainsFunc([]string{"/run/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"},
+		func(dir string) bool { return m.Host.Exists(dir + unit) })
 }
 
 // onChange is the unit's own choice (X-Reconf-OnChange=), in what this plan

@@ -136,7 +136,11 @@ func (d Dirs) Create() error {
 			return fmt.Errorf("making the state directory: %w", err)
 		}
 	}
-	if err := os.Chmod(d.State, 0o700); err != nil {
+	info, err := os.Stat(d.State)
+	if err == nil && info.Mode().Perm() != 0o700 {
+		err = os.Chmod(d.State, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("closing the state directory: %w", err)
 	}
 	if err := os.MkdirAll(d.Run, 0o755); err != nil {
