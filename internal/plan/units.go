@@ -22,7 +22,9 @@ func (m *maker) units(ctx context.Context) error {
 		before[u.Name] = u
 	}
 	for _, u := range m.Desired.Units {
-		if u.Enabled == nil || u.Mask != nil && *u.Mask {
+		// A mask disables, so what it found has to be remembered like any other.
+		masked := u.Mask != nil && *u.Mask
+		if u.Enabled == nil && !masked {
 			continue
 		}
 		current, err := m.Services.UnitFileState(ctx, u.Name)
@@ -34,9 +36,11 @@ func (m *maker) units(ctx context.Context) error {
 			entry = state.UnitEntry{Name: u.Name, Before: current}
 		}
 		delete(before, u.Name)
-		entry.Enabled = *u.Enabled
+		entry.Enabled = !masked && *u.Enabled
 		m.plan.Manifest.Units = append(m.plan.Manifest.Units, entry)
-		m.unit(ctx, u.Name, *u.Enabled, current)
+		if !masked {
+			m.unit(ctx, u.Name, *u.Enabled, current)
+		}
 	}
 	for _, name := range sortedKeys(before) {
 		if err := m.unitLeaves(ctx, before[name]); err != nil {
@@ -88,8 +92,7 @@ func (m *maker) unitLeaves(ctx context.Context, u state.UnitEntry) error {
 	if err != nil {
 		return fmt.Errorf("asking for the state of %s: %w", u.Name, err)
 	}
-	item := m.items[unitDir+u.Name]
-	gone := item != nil && item.Write && item.After.Kind == disk.Absent
+	gone := m.gone(u.Name)
 	was := enabled(u.Before) && !gone
 	if was != enabled(current) && (current != "" || gone) {
 		reason := "it leaves the config"
