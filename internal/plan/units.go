@@ -104,31 +104,49 @@ func (m *maker) unitLeaves(ctx context.Context, u state.UnitEntry) error {
 	return nil
 }
 
-// stopped collects the units that lose their file or are masked.
+// stopped collects the units that lose their file or are masked, and the
+// instances of templates that do.
 func (m *maker) stopped(ctx context.Context) {
 	for i := range m.plan.Items {
 		item := &m.plan.Items[i]
-		name, ok := strings.CutPrefix(item.Path, unitDir)
-		if !ok || strings.Contains(name, "/") || !item.Write || item.Before.Kind == disk.Directory || path.Ext(name) == "" {
+		unit := service.Defined(item.Path)
+		if unit == "" || !item.Write || item.Before.Kind == disk.Directory || service.Own(unit) {
 			continue
 		}
-		masked := item.After.Kind == disk.Link && item.After.Target == "/dev/null"
-		unmasked := item.Before.Kind == disk.Link && item.Before.Target == "/dev/null"
-		if (item.After.Kind == disk.Absent || masked) && !unmasked && !service.Own(name) && (item.Before.Kind != disk.Absent || m.Services.Exists(name)) {
-			m.plan.Stopped = append(m.plan.Stopped, name)
-			current, err := m.Services.UnitFileState(ctx, name)
-			listed := slices.ContainsFunc(m.plan.Units, func(u Unit) bool { return u.Name == name })
-			if err == nil && enabled(current) && !listed {
-				reason := "its file leaves the config"
-				if masked {
-					reason = "it is masked"
+		masked, unmasked := mask(item.After), mask(item.Before)
+		switch {
+		case unmasked, !masked && item.After.Kind != disk.Absent:
+		case item.Before.Kind == disk.Absent && !m.Services.Exists(unit):
+		case !masked && m.shipped(unit):
+			// The image's own takes over: it is restarted.
+		default:
+			reason := "its file leaves the config"
+			if masked {
+				reason = "it is masked"
+			}
+			m.stop(ctx, unit, reason)
+			if service.Template(unit) {
+				for _, instance := range m.Services.Instances(unit) {
+					m.stop(ctx, instance, reason)
 				}
-				m.plan.Units = append(m.plan.Units, Unit{Name: name, Reason: reason})
 			}
 		}
 	}
+	slices.Sort(m.plan.Stopped)
+	m.plan.Stopped = slices.Compact(m.plan.Stopped)
 	slices.SortFunc(m.plan.Units, func(a, b Unit) int { return strings.Compare(a.Name, b.Name) })
 }
+
+func (m *maker) stop(ctx context.Context, unit, reason string) {
+	m.plan.Stopped = append(m.plan.Stopped, unit)
+	current, err := m.Services.UnitFileState(ctx, unit)
+	listed := slices.ContainsFunc(m.plan.Units, func(u Unit) bool { return u.Name == unit })
+	if err == nil && enabled(current) && !listed {
+		m.plan.Units = append(m.plan.Units, Unit{Name: unit, Reason: reason})
+	}
+}
+
+func mask(n disk.Node) bool { return n.Kind == disk.Link && n.Target == "/dev/null" }
 
 // unitTexts are the unit's own file as it is and as it will be; changed is
 // true when this plan writes it.
@@ -189,16 +207,25 @@ func (m *maker) effect() error {
 // file becomes a mask, or goes and the image has none of that name.
 func (m *maker) gone(unit string) bool {
 	item := m.items[unitDir+unit]
-	switch {
-	case item == nil || !item.Write:
-		return false
-	case item.After.Kind == disk.Link:
-		return item.After.Target == "/dev/null"
-	case item.After.Kind != disk.Absent:
+	if item == nil || !item.Write {
 		return false
 	}
-	return !slices.ContainsFunc([]string{"/run/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"},
-		func(dir string) bool { return m.Host.Exists(dir + unit) })
+	return mask(item.After) || item.After.Kind == disk.Absent && !m.shipped(unit)
+}
+
+// shipped tells whether there is a unit of that name outside /etc that this
+// plan leaves there.
+func (m *maker) shipped(unit string) bool {
+	for _, dir := range []string{"/run/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"} {
+		item := m.items[dir+unit]
+		if item != nil && item.Write && item.After.Kind == disk.Absent {
+			continue
+		}
+		if m.Host.Exists(dir + unit) {
+			return true
+		}
+	}
+	return false
 }
 
 // onChange is the unit's own choice (X-Reconf-OnChange=), in what this plan

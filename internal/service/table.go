@@ -134,6 +134,18 @@ func (m matcher) defined(p string) []string {
 	return nil
 }
 
+// Defined is the unit that a file defines by itself, as a unit file or as a
+// quadlet: "" for all other paths, drop-ins among them.
+func Defined(p string) string {
+	if path.Ext(path.Dir(p)) == ".d" {
+		return ""
+	}
+	if units := (matcher{}).defined(p); len(units) > 0 {
+		return units[0]
+	}
+	return ""
+}
+
 // ofFileOrDropin returns U for U and U.d/x.conf, and "" for everything else: also
 // for the drop-ins of a type (service.d) and of a prefix (foo-.service.d), that
 // belong to many units and restart none by themselves.
