@@ -43,3 +43,7 @@ type Engine interface {
 
 // ErrUntouched says that the change may be forgotten, the host is as it was before.
 var ErrUntouched = errors.New("nothing was changed")
+
+// ErrDamaged says that what was stored for the change cannot be read back
+// whole: the change has to be made anew from its source.
+var ErrDamaged = errors.New("what was stored for the change is damaged")

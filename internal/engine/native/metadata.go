@@ -2,6 +2,8 @@ package native
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -134,9 +136,14 @@ func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) er
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
+	// The whole path would make a name that is too long for some.
+	sum := sha256.Sum256([]byte(item.Path))
+	prefix := hex.EncodeToString(sum[:8]) + "-"
+	base := filepath.Base(item.Path)
 	var name string
 	for n := 0; ; n++ {
-		name = filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(item.Path, "/"), "/", "_")+"."+strconv.Itoa(n))
+		suffix := "." + strconv.Itoa(n)
+		name = filepath.Join(dir, prefix+base[:min(len(base), maxName-len(prefix)-len(suffix))]+suffix)
 		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
 			break
 		}

@@ -101,14 +101,29 @@ func (e *Engine) existingParent(p string) (string, error) {
 func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, error) {
 	t := &transaction{Engine: e, job: job, dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{}}
 	err := t.run(ctx)
-	if err != nil && !t.begun {
-		if cleanup := t.undoStaging(); cleanup != nil {
-			return t.result, errors.Join(err, cleanup)
-		}
-		return t.result, fmt.Errorf("%w (%w)", err, engine.ErrUntouched)
-	}
 	e.Host.Forget()
-	return t.result, err
+	if err == nil || t.begun {
+		return t.result, err
+	}
+	if cleanup := t.undoStaging(); cleanup != nil {
+		return t.result, errors.Join(err, cleanup)
+	}
+	// This run changed nothing; an earlier one of the same change may have.
+	if untouched, look := t.untouched(); !untouched {
+		return t.result, errors.Join(err, look)
+	}
+	return t.result, fmt.Errorf("%w (%w)", err, engine.ErrUntouched)
+}
+
+// untouched tells whether every path is as it was when the change was pinned.
+func (t *transaction) untouched() (bool, error) {
+	for _, item := range t.work() {
+		now, err := disk.At(t.Host, item.Path)
+		if err != nil || !now.Equal(item.Before) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Clean removes temporary files; what was put in place stays.
@@ -131,16 +146,16 @@ type transaction struct {
 }
 
 func (t *transaction) run(ctx context.Context) error {
-	if err := t.checkSpace(t.job.Plan); err != nil {
+	if err := t.readLabels(ctx); err != nil {
 		return err
 	}
 	if err := t.sysusers(ctx); err != nil {
 		return err
 	}
-	if err := t.readLabels(ctx); err != nil {
+	items, err := t.left()
+	if err != nil {
 		return err
 	}
-	items := t.work()
 	for _, item := range items {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -174,13 +189,45 @@ func (t *transaction) work() []*plan.Item {
 	return items
 }
 
+// left is work without what an earlier run removed together with the
+// directory that held it: where a link or a file has taken the directory's
+// place, the path below it leads elsewhere.
+func (t *transaction) left() ([]*plan.Item, error) {
+	var items []*plan.Item
+	gone := map[string]bool{}
+	for _, item := range t.work() { // sorted: a directory comes before what is in it
+		if item.After.Kind == disk.Absent && gone[path.Dir(item.Path)] {
+			gone[item.Path] = true
+			continue
+		}
+		items = append(items, item)
+		if !replacesDirectory(item) {
+			continue
+		}
+		real, err := t.Host.Path(item.Path)
+		if err != nil {
+			return nil, err
+		}
+		now, _, err := disk.Look(real)
+		if err != nil {
+			return nil, err
+		}
+		gone[item.Path] = now.Kind != disk.Directory
+	}
+	return items, nil
+}
+
+func replacesDirectory(item *plan.Item) bool {
+	return item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent
+}
+
 // order sorts what was staged for the commit: first what must be out of the
 // way of another kind of file, then what is made, parents and units before
 // their drop-ins, then what is removed, the other way round.
 func order(items []*plan.Item) []*plan.Item {
 	replaced := map[string]bool{}
 	for _, item := range items {
-		if item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent {
+		if replacesDirectory(item) {
 			replaced[item.Path] = true
 		}
 	}
@@ -217,13 +264,15 @@ func order(items []*plan.Item) []*plan.Item {
 	return sorted
 }
 
+// maxName is the longest name in a directory (NAME_MAX).
+const maxName = 255
+
 // temp is where the new content of a path waits: beside it, so that a rename
 // can put it in place.
 func (t *transaction) temp(real string) string {
 	name := filepath.Base(real)
-	const most = 255
 	suffix := ".reconf-" + t.job.ID
-	if len(name)+len(suffix)+1 > most {
+	if len(name)+len(suffix)+1 > maxName {
 		sum := sha256.Sum256([]byte(name))
 		name = hex.EncodeToString(sum[:8])
 	}
@@ -245,7 +294,10 @@ func (t *transaction) stage(item *plan.Item) error {
 		// half staged file goes.
 		return removeIfThere(t.temp(real))
 	}
-	if !now.Equal(item.Before) && now.Kind != disk.Absent && item.Before.Kind != disk.HardLink {
+	if now.Kind == disk.Other {
+		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
+	}
+	if !now.Equal(item.Before) && now.Kind != disk.Absent {
 		if err := t.backupLate(item, real, now); err != nil {
 			return err
 		}
@@ -301,10 +353,11 @@ func (t *transaction) makeDirectory(item *plan.Item, real string, now disk.Node)
 		return nil
 	case disk.Absent:
 	default:
-		t.begun = true
 		if err := os.Remove(real); err != nil {
 			return err
 		}
+		t.begun = true
+		t.Host.Forget() // a link that led elsewhere
 	}
 	if err := os.Mkdir(real, 0o700); err != nil {
 		return err
@@ -340,6 +393,9 @@ func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
 // system can, and checks every byte that it copies.
 func (t *transaction) copyBlob(into *os.File, sum string) error {
 	blob, err := os.Open(filepath.Join(t.Blobs, sum))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -354,7 +410,7 @@ func (t *transaction) copyBlob(into *os.File, sum string) error {
 		return err
 	}
 	if got := hex.EncodeToString(seen.Sum(nil)); got != sum {
-		return fmt.Errorf("the stored contents %s are damaged: they hash to %s", blob.Name(), got)
+		return fmt.Errorf("%w: %s hashes to %s", engine.ErrDamaged, blob.Name(), got)
 	}
 	return nil
 }
@@ -404,7 +460,12 @@ func (t *transaction) wrote(real string) {
 // sync makes all that was staged durable, with one call per file system.
 func (t *transaction) sync() error {
 	for _, dir := range t.roots {
-		if err := atomicfile.SyncFS(dir); err != nil {
+		err := atomicfile.SyncFS(dir)
+		for errors.Is(err, os.ErrNotExist) { // the directory was removed since
+			dir = filepath.Dir(dir)
+			err = atomicfile.SyncFS(dir)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -453,14 +514,18 @@ func (t *transaction) commit(item *plan.Item) error {
 
 // replace renames what was staged over the path.
 func (t *transaction) replace(real string) error {
-	t.begun = true
 	t.wrote(real)
 	if info, err := os.Lstat(real); err == nil && info.IsDir() {
 		if err := os.Remove(real); err != nil {
 			return err
 		}
+		t.begun = true
 	}
-	return os.Rename(t.temp(real), real)
+	if err := os.Rename(t.temp(real), real); err != nil {
+		return err
+	}
+	t.begun = true
+	return nil
 }
 
 func (t *transaction) link(item *plan.Item, real string) error {
@@ -489,12 +554,14 @@ func (t *transaction) remove(item *plan.Item, real string) error {
 	if err != nil {
 		return err
 	}
-	t.begun = true
 	t.wrote(real)
 	if !info.IsDir() {
-		return os.Remove(real)
+		err = os.Remove(real)
+		t.begun = t.begun || err == nil
+		return err
 	}
 	err = unix.Rmdir(real)
+	t.begun = t.begun || err == nil
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
 		t.result.Notes = append(t.result.Notes, item.Path+" was kept: it is not empty")
 		return nil
@@ -533,14 +600,14 @@ func (t *transaction) fillManifest() error {
 		if err != nil {
 			return err
 		}
-		node, stat, err := disk.Look(real)
+		_, stat, err := disk.Look(real)
 		if err != nil {
 			return err
 		}
 		entry.Stat = stat
-		if entry.User != "" || entry.Group != "" {
-			entry.UID, entry.GID, entry.User, entry.Group = node.UID, node.GID, "", ""
-		}
+		// Names of accounts that this change made; the manifest's file has no
+		// names, so after a crash they are not in it.
+		entry.UID, entry.GID, entry.User, entry.Group = item.After.UID, item.After.GID, "", ""
 	}
 	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), t.job.Manifest)
 }
