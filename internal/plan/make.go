@@ -30,13 +30,21 @@ type Input struct {
 
 	Desired  desired.State
 	Manifest *state.Manifest // of the applied generation; empty on a first run
-	// Attempts are the items of changes that were neither recorded nor rolled
-	// back, oldest first: what they wrote, or found, counts as base.
-	Attempts [][]Item
+	// Attempts are the changes that were neither recorded nor rolled back, oldest
+	// first.
+	Attempts []Attempt
 	// Ignored are the ignored sections of the applied generation.
 	Ignored []desired.Section
 	// OnChange reads X-Reconf-OnChange= out of a unit file and its drop-ins.
 	OnChange func(fragments ...[]byte) string
+}
+
+// Attempt is what a change set out to do: what it wrote, or found, counts as
+// base, because the host may have either.
+type Attempt struct {
+	Items []Item
+	// Units are those of its manifest, with their state before any of it.
+	Units []state.UnitEntry
 }
 
 // RefusedError says that the plan is whole and must not be carried out.
@@ -151,7 +159,7 @@ func (m *maker) collectBases() {
 		m.bases[entry.Path] = &base{entry: *entry}
 	}
 	for _, attempt := range m.Attempts {
-		for _, item := range attempt {
+		for _, item := range attempt.Items {
 			if !item.Write {
 				continue
 			}

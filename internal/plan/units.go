@@ -21,6 +21,13 @@ func (m *maker) units(ctx context.Context) error {
 	for _, u := range m.Manifest.Units {
 		before[u.Name] = u
 	}
+	for _, attempt := range m.Attempts {
+		for _, u := range attempt.Units {
+			if _, known := before[u.Name]; !known {
+				before[u.Name] = u
+			}
+		}
+	}
 	for _, u := range m.Desired.Units {
 		// A mask disables, so what it found has to be remembered like any other.
 		masked := u.Mask != nil && *u.Mask
@@ -79,7 +86,7 @@ func enabled(current string) bool {
 
 func canEnable(current string) bool {
 	switch current {
-	case "static", "generated", "transient", "alias", "indirect":
+	case "static", "generated", "transient", "alias", "indirect", "masked", "masked-runtime":
 		return false
 	}
 	return true

@@ -63,7 +63,7 @@ type Inputs struct {
 
 // ErrDamaged says that what was pinned cannot be read back whole: the change
 // has to be made anew from its source.
-var ErrDamaged = errors.New("what was stored for the change is damaged")
+var ErrDamaged = engine.ErrDamaged
 
 // steps is the order of a change.
 func (u *Update) steps(c *state.Change, job *engine.Job) []pipeline.Step {
@@ -104,6 +104,9 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 	u.runner(change).Begin(change, u.steps(change, job))
 	superseded := u.State.Change
 	if superseded != nil {
+		if err := u.bringBack(superseded.ID); err != nil {
+			return fmt.Errorf("staging the change: %w", err)
+		}
 		u.State.Open = append(u.State.Open, superseded.ID)
 	}
 	u.State.Change = change
@@ -118,7 +121,8 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 }
 
 // newID names a change after the generation that it may become and its
-// digest, which is what a person compares.
+// digest, which is what a person compares. A directory of that name that no
+// state names was left by a crash before the pin.
 func (u *Update) newID(digest string) (string, error) {
 	next := 1
 	if u.State.Applied != nil {
@@ -131,11 +135,8 @@ func (u *Update) newID(digest string) (string, error) {
 		if n > 1 {
 			id += "." + strconv.Itoa(n)
 		}
-		switch _, err := os.Lstat(u.Dirs.Change(id)); {
-		case errors.Is(err, os.ErrNotExist):
-			return id, nil
-		case err != nil:
-			return "", err
+		if !slices.Contains(u.attempted(), id) {
+			return id, os.RemoveAll(u.Dirs.Change(id))
 		}
 	}
 }
@@ -146,7 +147,9 @@ func (u *Update) newID(digest string) (string, error) {
 func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs) error {
 	for i := range p.Items {
 		item := &p.Items[i]
-		if !item.Write {
+		// A file that is adopted as it is may have a pristine half that later
+		// changes start from: what it was before Ignition appended to it.
+		if !item.Write && item.Pristine == nil {
 			continue
 		}
 		if err := u.stageItem(ctx, dir, i, item); err != nil {
@@ -173,7 +176,7 @@ func (u *Update) stageItem(ctx context.Context, dir string, i int, item *plan.It
 			return err
 		}
 	}
-	if item.Before.Kind != disk.File || item.After.SameContent(item.Before) {
+	if !item.Write || item.Before.Kind != disk.File || item.After.SameContent(item.Before) {
 		return nil
 	}
 	real, err := u.Host.Path(item.Path)
@@ -287,16 +290,37 @@ func writeJSON(path string, v any) error {
 // Resume goes on with the pinned change, from what was stored for it.
 func (u *Update) Resume(ctx context.Context) error {
 	change := u.State.Change
-	dir := u.Dirs.Change(change.ID)
-	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
-		// Record moves the directory before it commits.
-		dir = u.Dirs.Generation(u.nextGeneration())
-	}
-	job, err := readJob(change.ID, dir)
+	job, err := readJob(change.ID, u.dir(change.ID))
 	if err != nil {
 		return err
 	}
 	return u.run(ctx, change, job, false)
+}
+
+// dir is where the change lies: record moves it to its generation before the
+// state says so.
+func (u *Update) dir(id string) string {
+	dir, moved := u.Dirs.Change(id), u.Dirs.Generation(u.nextGeneration())
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		return dir
+	}
+	if g, err := ReadGeneration(moved); err == nil && g.Change == id {
+		return moved
+	}
+	return dir
+}
+
+// bringBack undoes record's move for a change that is superseded: the place
+// belongs to the one that is recorded.
+func (u *Update) bringBack(id string) error {
+	dir, final := u.dir(id), u.Dirs.Change(id)
+	if dir == final {
+		return nil
+	}
+	if err := os.Rename(dir, final); err != nil {
+		return err
+	}
+	return errors.Join(atomicfile.SyncDir(filepath.Dir(final)), atomicfile.SyncDir(filepath.Dir(dir)))
 }
 
 func readJob(id, dir string) (*engine.Job, error) {
@@ -338,16 +362,21 @@ func readJSON(path string, into any) error {
 	return nil
 }
 
-// Attempts are the items of every change that began and was neither recorded
-// nor rolled back: what they wrote counts as base.
-func (u *Update) Attempts() ([][]plan.Item, error) {
-	var attempts [][]plan.Item
+// Attempts are what every change that began and was neither recorded nor
+// rolled back set out to do: it counts as base. One whose plan cannot be read
+// any more is left out: what it wrote is found as a local change.
+func (u *Update) Attempts() ([]plan.Attempt, error) {
+	var attempts []plan.Attempt
 	for _, id := range u.attempted() {
-		p, err := ReadPlan(u.Dirs.Change(id))
+		job, err := readJob(id, u.dir(id))
+		if errors.Is(err, ErrDamaged) || errors.Is(err, state.ErrUnreadable) {
+			u.Log.Warnf("change %s is forgotten: %v", id, err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
-		attempts = append(attempts, p.Items)
+		attempts = append(attempts, plan.Attempt{Items: job.Plan.Items, Units: job.Manifest.Units})
 	}
 	return attempts, nil
 }
@@ -364,6 +393,9 @@ func (u *Update) attempted() []string {
 // of its plan still counts as base.
 func (u *Update) Abandon() error {
 	id := u.State.Change.ID
+	if err := u.bringBack(id); err != nil {
+		return err
+	}
 	u.State.Change = nil
 	if _, err := ReadPlan(u.Dirs.Change(id)); err == nil {
 		u.State.Open = append(u.State.Open, id)
@@ -443,7 +475,8 @@ func (u *Update) cleanSuperseded(ctx context.Context) error {
 	for _, id := range u.State.Open {
 		p, err := ReadPlan(u.Dirs.Change(id))
 		if err != nil {
-			return err
+			u.Log.Warnf("what change %s left beside its targets stays there: %v", id, err)
+			continue
 		}
 		if err := u.Engine.Clean(ctx, &engine.Job{ID: id, Dir: u.Dirs.Change(id), Plan: p}); err != nil {
 			return fmt.Errorf("cleaning up after change %s: %w", id, err)
