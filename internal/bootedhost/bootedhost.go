@@ -22,6 +22,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 )
 
 // RepoURL is where a host finds its fleet repo.
@@ -80,12 +82,7 @@ func Require(tb testing.TB) {
 	if len(missing) == 0 {
 		return
 	}
-	msg := "NO HOST IS BOOTED HERE: " + strings.Join(missing, "; ") + " (.ci/packages installs what is needed)"
-	if os.Getenv("CI") != "" {
-		tb.Fatal(msg)
-	}
-	fmt.Fprintf(os.Stderr, "%s: %s\n", tb.Name(), msg)
-	tb.Skip(msg)
+	lacking.Skip(tb, "no host is booted here: %s", strings.Join(missing, "; "))
 }
 
 func lacks() []string {

@@ -9,6 +9,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/source/sourcetest"
 )
 
@@ -17,7 +18,7 @@ import (
 func TestCorpus(t *testing.T) {
 	dir := filepath.Join("..", "..", "..", "shared", "corpus", "butane-docs")
 	if _, err := os.Stat(dir); os.IsNotExist(err) {
-		t.Skipf("the corpus lies beside the project, at %s, and is absent here", dir)
+		lacking.Skip(t, "the corpus lies beside the project, at %s, and is absent here", dir)
 	}
 	names, err := filepath.Glob(filepath.Join(dir, "*.bu"))
 	if err != nil {

@@ -107,10 +107,10 @@ func summary(err error) string {
 	if errors.As(err, &conf) {
 		what = "the configuration"
 	}
-	switch {
-	case n == 0:
+	switch n {
+	case 0:
 		return err.Error()
-	case n == 1:
+	case 1:
 		return "1 error in " + what + "; nothing was changed"
 	default:
 		return fmt.Sprintf("%d errors in %s; nothing was changed", n, what)

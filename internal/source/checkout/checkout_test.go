@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
 )
@@ -67,7 +68,7 @@ func open(t *testing.T, dir string) *checkout.Tree {
 // A clean checkout has the ids that git gives its commit.
 func TestIDsAreGits(t *testing.T) {
 	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
+		lacking.Skip(t, "git is not installed")
 	}
 	dir := folder(t)
 	git := func(args ...string) string {

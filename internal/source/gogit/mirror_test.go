@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 )
@@ -277,7 +278,7 @@ func TestNoGit(t *testing.T) {
 
 func TestFullDisk(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("mounting a tmpfs needs root")
+		lacking.Skip(t, "mounting a tmpfs needs root")
 	}
 	repo := fleet(t)
 	s := newSource(t, gogit.Options{URL: repo, Dir: filepath.Join(tmpfs(t), "cache", "mirror")})
@@ -313,7 +314,7 @@ func tmpfs(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Skipf("mounting a tmpfs: %v", err)
+		lacking.Skip(t, "mounting a tmpfs: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
 	return dir

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 )
@@ -30,7 +31,7 @@ func need(t testing.TB, program string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
-		t.Skipf("%s is not installed", program)
+		lacking.Skip(t, "%s is not installed", program)
 	}
 	return path
 }
@@ -390,7 +391,7 @@ func sshd(t *testing.T, authorized string) (port int, hostKeys []ssh.PublicKey) 
 	keygen := need(t, "ssh-keygen")
 	dir := t.TempDir()
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
-		t.Skipf("sshd needs /run/sshd: %v", err)
+		lacking.Skip(t, "sshd needs /run/sshd: %v", err)
 	}
 	// The server has an ECDSA key too and prefers it: known_hosts has the other.
 	hostKeys = append(hostKeys, writeKey(t, filepath.Join(dir, "host_ed25519")))
