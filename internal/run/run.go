@@ -50,7 +50,8 @@ type Host struct{ Timeout time.Duration }
 
 const defaultTimeout = 30 * time.Second
 
-// Run starts argv[0], looked up in the standard directories.
+// Run starts argv[0], looked up in the standard directories and among systemd's
+// own programs.
 func (h Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	timeout := h.Timeout
 	if timeout == 0 {
@@ -58,7 +59,7 @@ func (h Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.CommandContext(ctx, find(argv[0]), argv[1:]...)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.WaitDelay = time.Second
 	var stdout, stderr bytes.Buffer
@@ -70,6 +71,18 @@ func (h Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
 		return stdout.Bytes(), &Error{Argv: argv, Stderr: tail(stderr.String()), Err: err}
 	}
 	return stdout.Bytes(), nil
+}
+
+// find knows where systemd keeps programs that are not for shells, such as
+// systemd-sysctl. What is nowhere keeps its name, and fails under it.
+func find(program string) string {
+	const private = "/usr/lib/systemd/"
+	if _, err := exec.LookPath(program); err != nil {
+		if found, err := exec.LookPath(private + program); err == nil {
+			return found
+		}
+	}
+	return program
 }
 
 func tail(text string) string {
