@@ -155,10 +155,20 @@ func (m *maker) stop(ctx context.Context, unit, reason string) {
 
 func mask(n disk.Node) bool { return n.Kind == disk.Link && n.Target == "/dev/null" }
 
-// unitTexts are the unit's own file as it is and as it will be; changed is
-// true when this plan writes it.
-func (m *maker) unitTexts(ctx context.Context, name string) (old, new []byte, changed bool) {
+// unitItem is what happens to a unit's file: its own or, for an instance
+// without one, its template's.
+func (m *maker) unitItem(name string) *Item {
 	item := m.items[unitDir+name]
+	if template := service.TemplateOf(name); item == nil && template != "" && !m.Host.Exists(unitDir+name) {
+		return m.items[unitDir+template]
+	}
+	return item
+}
+
+// unitTexts are the unit's file as it is and as it will be; changed is true
+// when this plan writes it.
+func (m *maker) unitTexts(ctx context.Context, name string) (old, new []byte, changed bool) {
+	item := m.unitItem(name)
 	if item == nil || !item.Write {
 		return nil, nil, false
 	}
@@ -213,23 +223,27 @@ func (m *maker) effect() error {
 // gone tells whether this plan leaves nothing of a unit that could run: its
 // file becomes a mask, or goes and the image has none of that name.
 func (m *maker) gone(unit string) bool {
-	item := m.items[unitDir+unit]
+	item := m.unitItem(unit)
 	if item == nil || !item.Write {
 		return false
 	}
 	return mask(item.After) || item.After.Kind == disk.Absent && !m.shipped(unit)
 }
 
-// shipped tells whether there is a unit of that name outside /etc that this
-// plan leaves there.
+// shipped tells whether there is a unit of that name, or its template, outside
+// /etc that this plan leaves there.
 func (m *maker) shipped(unit string) bool {
+	names := []string{unit}
+	if template := service.TemplateOf(unit); template != "" {
+		names = append(names, template)
+	}
 	for _, dir := range []string{"/run/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"} {
-		item := m.items[dir+unit]
-		if item != nil && item.Write && item.After.Kind == disk.Absent {
-			continue
-		}
-		if m.Host.Exists(dir + unit) {
-			return true
+		for _, name := range names {
+			item := m.items[dir+name]
+			removed := item != nil && item.Write && item.After.Kind == disk.Absent
+			if !removed && m.Host.Exists(dir+name) {
+				return true
+			}
 		}
 	}
 	return false
@@ -243,8 +257,8 @@ func (m *maker) onChange(ctx context.Context, unit string) string {
 	}
 	var fragments [][]byte
 	file := unitDir + unit
-	if at := strings.Index(unit, "@"); at >= 0 && m.items[file] == nil && !m.Host.Exists(file) {
-		file = unitDir + unit[:at+1] + path.Ext(unit)
+	if template := service.TemplateOf(unit); template != "" && m.items[file] == nil && !m.Host.Exists(file) {
+		file = unitDir + template
 	}
 	paths := []string{file}
 	for _, p := range sortedKeys(m.wants) {

@@ -339,6 +339,15 @@ func Template(unit string) bool {
 	return strings.HasSuffix(strings.TrimSuffix(unit, path.Ext(unit)), "@")
 }
 
+// TemplateOf is the template of an instance, "" for every other unit.
+func TemplateOf(unit string) string {
+	prefix, _, found := strings.Cut(unit, "@")
+	if !found || Template(unit) {
+		return ""
+	}
+	return prefix + "@" + path.Ext(unit)
+}
+
 // unitTypes are the suffixes of unit names (systemd.unit(5)).
 var unitTypes = []string{
 	".service", ".socket", ".timer", ".path", ".mount", ".automount", ".swap",
