@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ func (a *app) machine() (*machine, error) {
 	})
 	if err != nil {
 		return nil, &usageError{err}
+	}
+	if !slices.Contains([]string{"auto", "always", "never"}, a.color) {
+		return nil, &usageError{fmt.Errorf("--color %q is none of auto, always, never", a.color)}
 	}
 	root, err := filepath.Abs(a.options.root)
 	if err != nil {
@@ -183,7 +187,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 }
 
 func (a *app) contents(m *machine) contents.Opener {
-	return contents.Opener{Downloads: m.dirs.Downloads(), MaxFile: int64(m.config.Translate.MaxFile), Client: &http.Client{}}
+	return contents.Opener{Downloads: m.dirs.Downloads(), MaxFile: int64(m.config.Translate.MaxFile), Client: &http.Client{Timeout: time.Duration(m.config.Source.Timeout)}}
 }
 
 // protected are the agent's own directories as the host config would name them.

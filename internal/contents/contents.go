@@ -33,13 +33,6 @@ type Opener struct {
 	Client    *http.Client
 }
 
-// MismatchError says that contents are not what verification.hash says.
-type MismatchError struct{ Want, Got string }
-
-func (e *MismatchError) Error() string {
-	return fmt.Sprintf("contents do not match verification.hash: it says %s, they are %s", e.Want, e.Got)
-}
-
 // LimitError says that contents are larger than translate.max_file.
 type LimitError struct{ Max int64 }
 
@@ -132,7 +125,12 @@ func (o *Opener) raw(ctx context.Context, c desired.Content) (io.ReadCloser, boo
 func (o *Opener) download(ctx context.Context, c desired.Content) (_ io.ReadCloser, err error) {
 	kept := filepath.Join(o.Downloads, strings.ReplaceAll(c.Verify, "/", "_"))
 	if f, err := os.Open(kept); err == nil {
-		return f, nil
+		if err := o.check(c, f); err == nil {
+			_, err = f.Seek(0, io.SeekStart)
+			return f, err
+		}
+		// Nothing here is ever synced: a power cut may have left a part of it.
+		f.Close()
 	}
 	if err := os.MkdirAll(o.Downloads, 0o700); err != nil {
 		return nil, err
@@ -149,7 +147,7 @@ func (o *Opener) download(ctx context.Context, c desired.Content) (_ io.ReadClos
 	if err := o.fetch(ctx, c, temp); err != nil {
 		return nil, err
 	}
-	if err := o.check(ctx, c, temp); err != nil {
+	if err := o.check(c, temp); err != nil {
 		return nil, err
 	}
 	if _, err := temp.Seek(0, io.SeekStart); err != nil {
@@ -159,7 +157,7 @@ func (o *Opener) download(ctx context.Context, c desired.Content) (_ io.ReadClos
 }
 
 // check keeps a wrong answer out of the kept files.
-func (o *Opener) check(_ context.Context, c desired.Content, f *os.File) error {
+func (o *Opener) check(c desired.Content, f *os.File) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -201,16 +199,50 @@ func (o *Opener) fetch(ctx context.Context, c desired.Content, into io.Writer) e
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("fetching contents: %w", err)
+		return unavailable(c.URL, err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode >= http.StatusInternalServerError:
+		return unavailable(c.URL, fmt.Errorf("the server says %s", resp.Status))
+	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("fetching %s: the server says %s", withoutQuery(c.URL), resp.Status)
 	}
-	if _, err := io.Copy(into, &limited{r: resp.Body, left: o.MaxFile, max: o.MaxFile}); err != nil {
+	body := &remote{r: resp.Body}
+	_, err = io.Copy(into, &limited{r: body, left: o.MaxFile, max: o.MaxFile})
+	switch {
+	case body.err != nil:
+		return unavailable(c.URL, body.err)
+	case err != nil:
 		return fmt.Errorf("fetching %s: %w", withoutQuery(c.URL), err)
 	}
 	return nil
+}
+
+// unavailable is a server that failed, and not the host config.
+func unavailable(from string, err error) error {
+	var whole *url.Error
+	if errors.As(err, &whole) { // it repeats the URL, with its query
+		err = whole.Err
+	}
+	return &source.Error{
+		Err:  fmt.Errorf("%w: fetching %s: %w", source.ErrUnavailable, withoutQuery(from), err),
+		Hint: "it is tried again at the next run; nothing was changed",
+	}
+}
+
+// remote tells a failing server from a failing disk.
+type remote struct {
+	r   io.Reader
+	err error
+}
+
+func (r *remote) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.err = err
+	}
+	return n, err
 }
 
 // withoutQuery keeps what may be a token out of messages.
@@ -250,7 +282,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 	v.sum.Write(p[:n])
 	if errors.Is(err, io.EOF) {
 		if got := hex.EncodeToString(v.sum.Sum(nil)); got != v.want {
-			return n, &MismatchError{Want: v.name + "-" + v.want, Got: v.name + "-" + got}
+			return n, &desired.MismatchError{Want: v.name + "-" + v.want, Got: v.name + "-" + got}
 		}
 	}
 	return n, err

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -137,6 +136,13 @@ func (c Content) Unpack(stored []byte, limit int64) ([]byte, error) {
 	return wanted, c.check(wanted)
 }
 
+// MismatchError says that contents are not what verification.hash says.
+type MismatchError struct{ Want, Got string }
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("contents do not match verification.hash: it says %s, they are %s", e.Want, e.Got)
+}
+
 func (c Content) check(wanted []byte) error {
 	h, sum, err := c.Hash()
 	if h == nil || err != nil {
@@ -145,7 +151,7 @@ func (c Content) check(wanted []byte) error {
 	h.Write(wanted)
 	if got := hex.EncodeToString(h.Sum(nil)); got != sum {
 		function, _, _ := strings.Cut(c.Verify, "-")
-		return errors.New("the contents have " + function + "-" + got + ", and verification.hash says " + c.Verify)
+		return &MismatchError{Want: c.Verify, Got: function + "-" + got}
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func TestUnpack(t *testing.T) {
 		"gzip bomb":      {desired.Content{Gzip: true}, packed.Bytes(), 999, "more than 999 bytes"},
 		"gzip, cut off":  {desired.Content{Gzip: true}, packed.Bytes()[:15], 1000, "unexpected EOF"},
 		"not gzip":       {desired.Content{Gzip: true}, []byte("a"), 1000, "decompressing"},
-		"another's hash": {desired.Content{Verify: sum}, []byte("a"), 1000, "the contents have sha256-ca978112"},
+		"another's hash": {desired.Content{Verify: sum}, []byte("a"), 1000, "they are sha256-ca978112"},
 		"malformed hash": {desired.Content{Verify: "sha1-00"}, []byte("a"), 1000, "neither sha256- nor sha512-"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -88,9 +88,10 @@ type Outcome struct {
 // Proposal is what a host config asks of this host.
 type Proposal struct {
 	Revision   source.Revision
-	Config     *fleet.HostConfig
-	Desired    desired.State
+	Host       string
+	Digest     string
 	Plan       *plan.Plan
+	Ignored    []desired.Section
 	Findings   finding.List // warnings
 	Deployment string
 	Reasons    []string
@@ -125,7 +126,7 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	}
 	rev, tree, err := r.fetch(ctx)
 	if err != nil {
-		return out, errors.Join(err, r.retry(ctx, err, &out))
+		return out, errors.Join(err, r.withoutSource(ctx, err, &out))
 	}
 	hc, err := r.hostConfig(tree)
 	if err != nil {
@@ -179,13 +180,29 @@ func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
 	return nil
 }
 
-// retry goes on with a failed change when its source cannot say whether there
-// is a better one.
-func (r *Reconciler) retry(ctx context.Context, fetch error, out *Outcome) error {
-	if r.Update.State.Change == nil || !errors.Is(fetch, source.ErrUnavailable) {
+// withoutSource does what needs no source: it goes on with a failed change,
+// since nobody can say whether there is a better one, or brings the applied
+// generation back where the operating system or somebody undid it.
+func (r *Reconciler) withoutSource(ctx context.Context, fetch error, out *Outcome) error {
+	st := r.Update.State
+	if !errors.Is(fetch, source.ErrUnavailable) {
 		return nil
 	}
-	return r.resume(ctx, out)
+	if st.Change != nil {
+		return r.resume(ctx, out)
+	}
+	if st.Applied == nil {
+		return nil
+	}
+	reasons, err := r.standing(out)
+	if err != nil || len(reasons) == 0 {
+		return err
+	}
+	prop, err := r.proposeApplied(ctx, reasons)
+	if err != nil {
+		return err
+	}
+	return r.carryOut(ctx, prop, out)
 }
 
 // fetch brings the tip. A mirror that turns out to be damaged is thrown away
@@ -237,11 +254,17 @@ func (r *Reconciler) reasons(hc *fleet.HostConfig, out *Outcome) ([]string, erro
 	if st.Change != nil || len(st.Open) > 0 {
 		reasons = append(reasons, "an earlier change did not end")
 	}
-	if deployment := r.Host.Deployment(); deployment != st.Applied.Deployment {
-		reasons = append(reasons, fmt.Sprintf("another OS deployment is booted (%s)", deployment))
+	if len(reasons) > 0 && r.Host.Deployment() == st.Applied.Deployment {
+		return reasons, nil // the plan looks at every path anyway
 	}
-	if len(reasons) > 0 {
-		return reasons, nil
+	standing, err := r.standing(out)
+	return append(reasons, standing...), err
+}
+
+// standing are the reasons that lie with the host alone.
+func (r *Reconciler) standing(out *Outcome) ([]string, error) {
+	if deployment := r.Host.Deployment(); deployment != r.Update.State.Applied.Deployment {
+		return []string{fmt.Sprintf("another OS deployment is booted (%s)", deployment)}, nil
 	}
 	manifest, err := r.manifest()
 	if err != nil {
@@ -251,9 +274,9 @@ func (r *Reconciler) reasons(hc *fleet.HostConfig, out *Outcome) ([]string, erro
 		return nil, err
 	}
 	if len(out.Drift) > 0 && r.Settings.CorrectDrift {
-		reasons = append(reasons, fmt.Sprintf("%d paths drifted", len(out.Drift)))
+		return []string{fmt.Sprintf("%d paths drifted", len(out.Drift))}, nil
 	}
-	return reasons, nil
+	return nil, nil
 }
 
 // manifest is the applied generation's; a host without one manages nothing.
@@ -288,44 +311,65 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 }
 
 func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string) (*Proposal, error) {
-	want, findings, err := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: r.opener(tree)}.Run(ctx)
+	opener := r.opener(tree)
+	want, lines, findings, err := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: opener}.run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	manifest, err := r.manifest()
+	prop := &Proposal{Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons}
+	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
+	if prop.Plan != nil {
+		prop.Findings = append(prop.Findings, lines(prop.Plan.Findings)...)
+	}
+	var wrong *finding.Failure
+	if errors.As(err, &wrong) {
+		wrong.Findings = lines(wrong.Findings)
+	}
+	return prop, err
+}
+
+// proposeApplied makes the plan that brings the applied generation back, from
+// what was stored for it.
+func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string) (*Proposal, error) {
+	applied := r.Update.State.Applied
+	inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
 	if err != nil {
 		return nil, err
 	}
-	in := plan.Input{
-		Host: r.Host, Accounts: r.Accounts, Contents: r.opener(tree), Pristine: state.Pristine{Dir: r.Dirs.Pristine()},
-		Settings: r.Settings, Desired: want, Manifest: manifest, OnChange: r.OnChange,
+	prop := &Proposal{
+		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
+		Ignored: inputs.Ignored, Reasons: reasons,
 	}
-	if in.Attempts, err = r.Update.Attempts(); err != nil {
-		return nil, err
+	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
+		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
+	}})
+}
+
+// plan fills in what every plan depends on, and makes it.
+func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (err error) {
+	prop.Deployment = r.Host.Deployment()
+	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
+	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine()}, r.Settings
+	if in.Manifest, err = r.manifest(); err != nil {
+		return err
 	}
-	prop := &Proposal{Revision: rev, Config: hc, Desired: want, Findings: findings, Deployment: r.Host.Deployment(), Reasons: reasons}
+	ATTEMPTS
 	if applied := r.Update.State.Applied; applied != nil {
 		inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
 		if err != nil {
-			return nil, err
+			return err
 		}
 		in.Ignored = inputs.Ignored
-		if prop.Deployment != applied.Deployment {
-			// An OS rollback brings an older /etc back: that is no drift.
-			in.Settings.CorrectDrift = true
-		}
+		in.Settings.OtherOS = prop.Deployment != applied.Deployment
 	}
 	services, err := r.Services(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer services.Close()
 	in.Services = services
 	prop.Plan, err = plan.Make(ctx, in)
-	if prop.Plan != nil {
-		prop.Findings = append(prop.Findings, prop.Plan.Findings...)
-	}
-	return prop, err
+	return err
 }
 
 func (r *Reconciler) opener(tree source.Tree) *contents.Opener {
@@ -338,15 +382,15 @@ func (r *Reconciler) opener(tree source.Tree) *contents.Opener {
 func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome) error {
 	st := r.Update.State
 	change := &state.Change{
-		Host: prop.Config.Name, Ref: prop.Revision.Ref, Commit: prop.Revision.Commit,
-		Digest: string(prop.Config.Digest), Deployment: prop.Deployment, Reasons: prop.Reasons,
+		Host: prop.Host, Ref: prop.Revision.Ref, Commit: prop.Revision.Commit,
+		Digest: prop.Digest, Deployment: prop.Deployment, Reasons: prop.Reasons,
 	}
 	if st.Applied != nil {
 		change.Previous = st.Applied.Commit
 	}
 	st.Ref = prop.Revision.Ref
 	r.Announce(prop)
-	inputs := update.Inputs{Ignored: prop.Desired.Ignored}
+	inputs := update.Inputs{Ignored: prop.Ignored}
 	out.Plan = prop.Plan
 	open := st.Change != nil || len(st.Open) > 0
 	if prop.Plan.Empty() && !open {

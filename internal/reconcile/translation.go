@@ -38,31 +38,51 @@ type Translated struct {
 // Run returns the desired state with its warnings; an error with findings is a
 // *finding.Failure with all of them.
 func (t Translation) Run(ctx context.Context) (desired.State, finding.List, error) {
+	want, _, findings, err := t.run(ctx)
+	return want, findings, err
+}
+
+// run is Run, with what shows the lines of the layers in later findings.
+func (t Translation) run(ctx context.Context) (desired.State, excerpts, finding.List, error) {
 	translated, err := t.Butane()
 	if err != nil {
-		return desired.State{}, nil, err
+		return desired.State{}, nil, nil, err
 	}
-	cfg, list := butane.Merge(translated.Documents, t.fetch(ctx))
+	fetch := fetcher{ctx: ctx, contents: t.Contents}
+	cfg, list := butane.Merge(translated.Documents, fetch.read)
+	if fetch.unavailable != nil {
+		return desired.State{}, nil, nil, fetch.unavailable // nothing is wrong with the host config
+	}
 	findings := append(translated.Findings, list...)
 	if err := findings.Err(); err != nil {
-		return desired.State{}, nil, err
+		return desired.State{}, nil, nil, err
 	}
 	want, list := desired.Translate(cfg.Ignition, cfg, butane.Blobs(translated.Nonce))
 	findings = append(findings, cfg.Excerpts(list)...)
-	return want, findings, findings.Err()
+	return want, cfg.Excerpts, findings, findings.Err()
 }
 
-// fetch reads remote configs that a layer merges: only with a hash.
-func (t Translation) fetch(ctx context.Context) butane.Fetch {
-	return func(c desired.Content) ([]byte, error) {
-		c.Gzip = false // as sent: the caller decompresses
-		r, err := t.Contents.Open(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		data, err := io.ReadAll(r)
-		return data, errors.Join(err, r.Close())
+// excerpts adds the line that each finding names.
+type excerpts func(finding.List) finding.List
+
+// fetcher reads remote configs that a layer merges: only with a hash.
+type fetcher struct {
+	ctx         context.Context
+	contents    *contents.Opener
+	unavailable error
+}
+
+func (f *fetcher) read(c desired.Content) ([]byte, error) {
+	c.Gzip = false // as sent: the caller decompresses
+	r, err := f.contents.Open(f.ctx, c)
+	if errors.Is(err, source.ErrUnavailable) {
+		f.unavailable = err
 	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(r)
+	return data, errors.Join(err, r.Close())
 }
 
 // Butane runs every document through Butane. Contents of files are
