@@ -22,18 +22,32 @@ var kernel = []string{"/proc", "/sys", "/dev"}
 
 func below(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
+// maxName is the longest name in a directory (NAME_MAX).
+const maxName = 255
+
 // checkWants refuses paths that nobody may manage, and two that are one file.
 func (m *maker) checkWants() {
 	byReal := map[string]string{}
 	for _, p := range sortedKeys(m.wants) {
 		w := m.wants[p]
-		if i := slices.IndexFunc(kernel, func(dir string) bool { return below(p, dir) }); i >= 0 {
-			m.problem(w.position, "%s lies below %s, which the kernel makes anew at every boot", p, kernel[i])
+		if slices.ContainsFunc(strings.Split(p, "/"), func(name string) bool { return len(name) > maxName }) {
+			m.problem(w.position, "%s has a name of more than %d bytes, which no file system takes", p, maxName)
 			delete(m.wants, p)
 			continue
 		}
-		if i := slices.IndexFunc(m.Settings.Protected, func(dir string) bool { return below(p, dir) }); i >= 0 {
-			m.problem(w.position, "%s lies below %s, where reconf-pull keeps its own state", p, m.Settings.Protected[i])
+		real, err := m.withoutLinks(p)
+		if err != nil {
+			m.problem(w.position, "%s: %v", p, err)
+			delete(m.wants, p)
+			continue
+		}
+		if dir := m.within(p, real, kernel); dir != "" {
+			m.problem(w.position, "%s lies below %s, which the kernel makes anew at every boot", p, dir)
+			delete(m.wants, p)
+			continue
+		}
+		if dir := m.within(p, real, m.Settings.Protected); dir != "" {
+			m.problem(w.position, "%s lies below %s, where reconf-pull keeps its own state", p, dir)
 			delete(m.wants, p)
 			continue
 		}
@@ -43,19 +57,54 @@ func (m *maker) checkWants() {
 				break
 			}
 		}
-		real, err := m.Host.Path(p)
-		if err != nil {
-			m.problem(w.position, "%s: %v", p, err)
-			continue
-		}
-		if dir, err := filepath.EvalSymlinks(filepath.Dir(real)); err == nil {
-			real = filepath.Join(dir, filepath.Base(real))
-		}
 		if other, ok := byReal[real]; ok {
 			m.problem(w.position, "%s and %s (%s) are one file on this host: a parent of one of them is a link", p, other, m.wants[other].position)
 		}
 		byReal[real] = p
 	}
+}
+
+// within names the directory that a path lies in, as it is written or where
+// the links of this host lead.
+func (m *maker) within(p, real string, dirs []string) string {
+	for _, dir := range dirs {
+		if below(p, dir) {
+			return dir
+		}
+		if way, err := m.withoutLinks(dir); err == nil && below(real, way) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// withoutLinks is the path of the host with the links in its parents followed,
+// as far as these exist.
+func (m *maker) withoutLinks(p string) (string, error) {
+	dir, name := path.Split(p)
+	if dir = path.Clean(dir); name == "" {
+		return p, nil
+	}
+	if known, ok := m.resolved[dir]; ok {
+		return path.Join(known, name), nil
+	}
+	real, err := m.Host.Path(p)
+	if err != nil {
+		return "", err
+	}
+	way := strings.TrimPrefix(path.Dir(real), strings.TrimSuffix(m.Host.Root, "/"))
+	if m.Host.Live() {
+		existing, rest := path.Dir(real), ""
+		for {
+			if way, err = filepath.EvalSymlinks(existing); err == nil || existing == "/" {
+				break
+			}
+			existing, rest = path.Dir(existing), path.Join(path.Base(existing), rest)
+		}
+		way = path.Join(way, rest)
+	}
+	m.resolved[dir] = path.Clean("/" + way)
+	return path.Join(m.resolved[dir], name), nil
 }
 
 // resolveOwners turns names into ids. Names that a sysusers.d file of this

@@ -83,6 +83,9 @@ func (m *maker) foreignIn(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if attributes(real)&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return "a mounted file system", nil
+	}
 	names, err := os.ReadDir(real)
 	if err != nil {
 		return "", fmt.Errorf("looking into %s: %w", dir, err)
@@ -108,8 +111,13 @@ func (m *maker) leavePath(p string, b *base, found disk.Node) error {
 	switch {
 	case m.own(p):
 		item.Action, item.Note = Keep, "reconf-pull does not remove its own files"
+	case found.Kind == disk.Other:
+		item.Action, item.Note = Keep, "it is a device, a socket or a pipe now"
 	case !matches && !m.Settings.PruneModified:
 		item.Action, item.Note = Keep, "changed on the host since it was written"
+	case b.entry.Kind == disk.File && b.entry.SHA256 == "" && found.Size > 0 && !m.Settings.PruneModified:
+		// The config only asked for the file; somebody else filled it.
+		item.Action, item.Note = Keep, "its contents are not of the config"
 	case b.entry.Origin == state.Foreign:
 		if err := m.restore(item); err != nil {
 			return err
@@ -217,7 +225,12 @@ func (m *maker) parents() error {
 		}
 		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
 			if w := m.wants[dir]; w != nil && w.node.Kind == disk.Directory {
-				break // it has its own item, or is there
+				if item := m.items[dir]; item == nil || item.Write || item.Before.Kind == disk.Directory {
+					break // it is there, or will be
+				} else if item.Before.Kind == disk.Absent {
+					item.Write, item.Note = true, "removed on the host, and a path of this config is to lie in it"
+					continue
+				}
 			}
 			done, err := m.parent(dir, m.position(p))
 			if err != nil {
@@ -262,13 +275,13 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 		m.next = append(m.next, state.Entry{Path: dir, Node: found, Origin: state.Parent, Stat: stat})
 		return true, nil
 	case found.Kind == disk.Absent:
-	case found.Kind == disk.Link && leaving == nil:
+	case found.Kind == disk.Link && (leaving == nil || !leaving.Write):
 		if below, err := m.Host.Path(dir + "/."); err == nil {
 			if info, err := os.Stat(below); err == nil && info.IsDir() {
 				return true, nil
 			}
 		}
-		m.problem(at, "%s is a link on this host that leads to no directory, and %s is to lie in it", dir, "a file of this config")
+		m.problem(at, "%s is a link on this host that leads to no directory, and a path of this config is to lie in it", dir)
 		return true, nil
 	case leaving != nil && leaving.Write && leaving.After.Kind == disk.Absent:
 		item.Action = Update
@@ -294,20 +307,31 @@ func (m *maker) checkKinds() {
 				m.problem(m.position(p), "%s is a directory on this host and holds %s, which is not of this config: move it away, a %s is to stand there", p, foreign, item.After.Kind)
 			}
 		}
-		if m.onReadOnly(p) {
-			m.problem(m.position(p), "%s lies on a read-only file system", p)
+		if why := m.whyClosed(p); why != "" {
+			m.problem(m.position(p), "%s %s", p, why)
+			continue
+		}
+		if item.Before.Kind == disk.Absent {
+			continue
+		}
+		switch has := m.attributes(p); {
+		case has&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0:
+			m.problem(m.position(p), "%s is immutable or append-only on this host (chattr -ia)", p)
+		case has&unix.STATX_ATTR_MOUNT_ROOT != 0 && item.After.Kind != disk.Directory:
+			m.problem(m.position(p), "%s is a mount point on this host", p)
 		}
 	}
 }
 
-// onReadOnly looks at the file system of the nearest directory that exists.
-func (m *maker) onReadOnly(p string) bool {
+// whyClosed says why nothing can be made or removed in the directory of a
+// path, or in the nearest one that exists.
+func (m *maker) whyClosed(p string) string {
 	for dir := path.Dir(p); ; dir = path.Dir(dir) {
 		real, err := m.Host.Path(dir)
 		if err != nil {
-			return false
+			return ""
 		}
-		if known, ok := m.readOnly[real]; ok {
+		if known, ok := m.closed[real]; ok {
 			return known
 		}
 		var fs unix.Statfs_t
@@ -315,8 +339,48 @@ func (m *maker) onReadOnly(p string) bool {
 		if errors.Is(err, unix.ENOENT) && dir != "/" {
 			continue
 		}
-		m.readOnly[real] = err == nil && fs.Flags&unix.ST_RDONLY != 0
-		return m.readOnly[real]
+		switch {
+		case err != nil:
+			m.closed[real] = ""
+		case fs.Flags&unix.ST_RDONLY != 0:
+			m.closed[real] = "lies on a read-only file system"
+		case attributes(real)&unix.STATX_ATTR_IMMUTABLE != 0:
+			m.closed[real] = fmt.Sprintf("lies in %s, which is immutable on this host (chattr -i)", dir)
+		default:
+			m.closed[real] = ""
+		}
+		return m.closed[real]
+	}
+}
+
+func (m *maker) attributes(p string) uint64 {
+	real, err := m.Host.Path(p)
+	if err != nil {
+		return 0
+	}
+	return attributes(real)
+}
+
+// attributes are those of statx(2); none where the file system has none.
+func attributes(real string) uint64 {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, real, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return 0
+	}
+	return st.Attributes & st.Attributes_mask
+}
+
+// mountOf names the mount that a path lies on, or will lie on.
+func (m *maker) mountOf(p string) uint64 {
+	for dir := path.Dir(p); ; dir = path.Dir(dir) {
+		real, err := m.Host.Path(dir)
+		if err != nil {
+			return 0
+		}
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, real, 0, unix.STATX_MNT_ID, &st); err == nil || dir == "/" {
+			return st.Mnt_id
+		}
 	}
 }
 

@@ -11,11 +11,14 @@ import (
 	"sort"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -35,6 +38,9 @@ type Input struct {
 	Attempts []Attempt
 	// Ignored are the ignored sections of the applied generation.
 	Ignored []desired.Section
+	// Stored opens contents of the applied generation by their SHA-256. When it is
+	// set the plan brings back that generation, and Desired is not looked at.
+	Stored func(sha256 string) (io.ReadCloser, error)
 	// OnChange reads X-Reconf-OnChange= out of a unit file and its drop-ins.
 	OnChange func(fragments ...[]byte) string
 }
@@ -58,10 +64,14 @@ func Make(ctx context.Context, in Input) (*Plan, error) {
 	m := &maker{
 		Input: in, plan: &Plan{},
 		wants: map[string]*want{}, bases: map[string]*base{}, items: map[string]*Item{},
-		looked: map[string]seen{}, readOnly: map[string]bool{},
+		looked: map[string]seen{}, resolved: map[string]string{}, closed: map[string]string{},
 	}
 	m.collectBases()
-	m.collectWants()
+	if in.Stored != nil {
+		m.collectApplied()
+	} else {
+		m.collectWants()
+	}
 	m.checkWants()
 	// Hard links last: whether one has to be made again depends on its target.
 	for _, hard := range []bool{false, true} {
@@ -102,7 +112,8 @@ type maker struct {
 	items    map[string]*Item
 	next     []state.Entry // of the manifest to be
 	looked   map[string]seen
-	readOnly map[string]bool // directory of this machine -> on a read-only file system
+	resolved map[string]string // directory as the config names it -> without links
+	closed   map[string]string // directory of this machine -> why nothing can be made in it
 	problems finding.List
 }
 
@@ -114,6 +125,8 @@ type want struct {
 	content     *desired.Content
 	appended    []desired.Content
 	unsaid      desired.Unsaid
+	// applied is set where the applied generation is wanted back.
+	applied *state.Entry
 	// unmask asks only that no link to /dev/null stands here.
 	unmask   bool
 	position finding.Position
@@ -215,6 +228,24 @@ func (m *maker) collectWants() {
 	}
 }
 
+// collectApplied wants what the applied generation left.
+func (m *maker) collectApplied() {
+	m.Desired = desired.State{Ignored: m.Input.Ignored}
+	for i := range m.Manifest.Entries {
+		entry := &m.Manifest.Entries[i]
+		if entry.Origin == state.Parent {
+			continue
+		}
+		m.want(&want{
+			path: entry.Path, node: entry.Node, applied: entry, unmask: entry.Kind == disk.Absent,
+			user: desired.Owner{ID: entry.UID}, group: desired.Owner{ID: entry.GID},
+		})
+	}
+	for _, unit := range m.Manifest.Units {
+		m.Desired.Units = append(m.Desired.Units, desired.Unit{Name: unit.Name, Enabled: &unit.Enabled})
+	}
+}
+
 func (m *maker) want(w *want) {
 	if other, ok := m.wants[w.path]; ok {
 		m.problem(w.position, "%s is asked for twice, also at %s", w.path, other.position)
@@ -237,6 +268,12 @@ func (m *maker) look(p string) (disk.Node, disk.Stat, error) {
 	if err != nil {
 		return disk.Node{}, disk.Stat{}, fmt.Errorf("looking at %s: %w", p, err)
 	}
+	if astray, err := m.astray(p); err != nil || astray {
+		node, stat = disk.Node{}, disk.Stat{}
+		if err != nil {
+			return node, stat, err
+		}
+	}
 	if node.Kind == disk.File {
 		b := m.bases[p]
 		if b != nil && b.entry.Kind == disk.File && b.entry.SHA256 != "" && b.entry.Stat == stat {
@@ -247,6 +284,31 @@ func (m *maker) look(p string) (disk.Node, disk.Stat, error) {
 	}
 	m.looked[p] = seen{node, stat}
 	return node, stat, nil
+}
+
+// astray tells whether the way to a path leads through a link that is itself
+// managed. What lies there belongs to the place that the link names: either the
+// link goes, and nothing is at the path yet, or the config wants the link, and
+// what was at the path went with the directory before it.
+func (m *maker) astray(p string) (bool, error) {
+	for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+		w, b, item := m.wants[dir], m.bases[dir], m.items[dir]
+		if w == nil && b == nil {
+			continue
+		}
+		found, _, err := m.look(dir)
+		if err != nil {
+			return false, err
+		}
+		switch {
+		case found.Kind != disk.Link:
+		case w != nil && w.node.Kind == disk.Link,
+			item != nil && item.Write && item.After.Kind == disk.Directory,
+			w == nil && b.entry.Origin != state.Foreign && b.matches(found):
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // compare decides about one wanted path by the three-way table.
@@ -269,7 +331,11 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	b := m.bases[w.path]
 	m.leaveUnsaid(w, b, found)
 	item := &Item{Path: w.path, Before: found, After: w.node, Origin: state.Created}
-	if err := m.resolveContent(ctx, w, item, b); err != nil {
+	err = m.resolveContent(ctx, w, item, b)
+	switch {
+	case errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, unix.ENOSPC), ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", w.path, err) // nothing is wrong with the host config
+	case err != nil:
 		m.problem(w.position, "%s: %v", w.path, err)
 		return nil
 	}
@@ -332,6 +398,9 @@ func (m *maker) decide(w *want, item *Item, b *base) error {
 		if item.Origin == state.Foreign {
 			item.Pristine = m.pristine(item)
 		}
+	case unchanged && m.Settings.OtherOS:
+		item.Action, item.Write = Conflict, true
+		item.Note = "not as it was left, since another OS deployment was booted; that version is kept with the generation"
 	case unchanged:
 		item.Action, item.Write = Drift, m.Settings.CorrectDrift
 	default:
@@ -370,6 +439,9 @@ func (m *maker) leaveUnsaid(w *want, b *base, found disk.Node) {
 
 // source names where the bytes of a wanted file come from.
 func (w *want) source() string {
+	if w.applied != nil {
+		return w.applied.Source
+	}
 	if w.content == nil && len(w.appended) == 0 {
 		return ""
 	}
@@ -388,47 +460,78 @@ func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base
 	if w.node.Kind != disk.File || w.content == nil && len(w.appended) == 0 {
 		return nil
 	}
-	if len(w.appended) > 0 {
+	if w.content == nil {
 		return m.resolveAppend(ctx, w, item, b)
 	}
-	c := *w.content
-	item.open = func(ctx context.Context) (io.ReadCloser, error) { return m.Contents.Open(ctx, c) }
+	parts := append([]desired.Content{*w.content}, w.appended...)
+	item.open = func(ctx context.Context) (io.ReadCloser, error) { return m.concat(ctx, parts) }
 	if b != nil && b.entry.Source == w.source() && b.entry.SHA256 != "" {
 		item.After.SHA256, item.After.Size = b.entry.SHA256, b.entry.Size
 		return nil
 	}
 	var err error
-	item.After.SHA256, item.After.Size, err = m.Contents.Sum(ctx, c)
-	return err
+	if len(parts) == 1 {
+		item.After.SHA256, item.After.Size, err = m.Contents.Sum(ctx, parts[0])
+		return err
+	}
+	r, err := m.concat(ctx, parts)
+	if err != nil {
+		return err
+	}
+	item.After.SHA256, item.After.Size, err = sumOf(r)
+	return errors.Join(err, r.Close())
 }
 
 // resolveAppend computes the pristine file plus what is appended, from the
 // kept pristine copy and never from our own result, so that it is idempotent.
 func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base) error {
-	var tail []byte
-	if w.content != nil {
-		return errors.New("contents and append together are not supported after first boot")
+	r, err := m.concat(ctx, w.appended)
+	if err != nil {
+		return err
 	}
-	for _, c := range w.appended {
-		r, err := m.Contents.Open(ctx, c)
-		if err != nil {
-			return err
-		}
-		part, err := io.ReadAll(r)
-		if err = errors.Join(err, r.Close()); err != nil {
-			return err
-		}
-		tail = append(tail, part...)
+	tail, err := io.ReadAll(r)
+	if err = errors.Join(err, r.Close()); err != nil {
+		return err
 	}
 	first, keep, err := m.beforeAppend(w.path, item.Before, b, tail)
 	if err != nil {
 		return err
 	}
 	whole := slices.Concat(first, tail)
-	item.After.SHA256, item.After.Size = sum(whole), int64(len(whole))
+	item.After.Size = int64(len(whole))
 	item.open = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(whole)), nil }
 	item.Pristine = keep
-	return nil
+	item.After.SHA256, _, err = sumOf(bytes.NewReader(whole))
+	return err
+}
+
+// concat reads several contents as one.
+func (m *maker) concat(ctx context.Context, parts []desired.Content) (io.ReadCloser, error) {
+	var all several
+	var readers []io.Reader
+	for _, c := range parts {
+		r, err := m.Contents.Open(ctx, c)
+		if err != nil {
+			return nil, errors.Join(err, all.Close())
+		}
+		all.parts, readers = append(all.parts, r), append(readers, r)
+	}
+	all.Reader = io.MultiReader(readers...)
+	return &all, nil
+}
+
+// several are readers that are read one after the other.
+type several struct {
+	io.Reader
+	parts []io.Closer
+}
+
+func (s *several) Close() error {
+	var errs []error
+	for _, c := range s.parts {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // beforeAppend is what the file holds without what is appended, and how the
@@ -505,19 +608,34 @@ func (m *maker) unmask(w *want, found disk.Node) {
 	}
 }
 
-// hardLink replaces After by what the linked file is, and tells a link that is
-// there already from one that has to be made.
+// hardLink tells a link that is there already from one that has to be made. A
+// hard link to one is a hard link to the file behind it.
 func (m *maker) hardLink(w *want, item *Item) error {
 	target := w.node.Target
-	if _, ok := m.wants[target]; !ok {
+	for range m.wants {
+		if next := m.wants[target]; next == nil || next.node.Kind != disk.HardLink {
+			break
+		}
+		target = m.wants[target].node.Target
+	}
+	item.After.Target = target
+	var kind disk.Kind
+	if named := m.wants[target]; named != nil && !named.unmask {
+		kind = named.node.Kind
+	} else {
 		node, _, err := m.look(target)
 		if err != nil {
 			return err
 		}
-		if node.Kind != disk.File {
-			m.problem(w.position, "%s is to be a hard link to %s, which is not a file on this host and not in this config", w.path, target)
-			return nil
-		}
+		kind = node.Kind
+	}
+	if kind != disk.File {
+		m.problem(w.position, "%s is to be a hard link to %s, which is not a file on this host and not in this config", w.path, target)
+		return nil
+	}
+	if m.mountOf(w.path) != m.mountOf(target) {
+		m.problem(w.position, "%s is to be a hard link to %s, which lies on another file system", w.path, target)
+		return nil
 	}
 	_, mine, err := m.look(w.path)
 	if err != nil {

@@ -59,6 +59,13 @@ func (i *Item) NeedsContent() bool {
 	return i.Write && i.After.Kind == disk.File && i.After.SHA256 != "" && !i.After.SameContent(i.Before)
 }
 
+// Content is the bytes of one managed file.
+type Content struct {
+	SHA256 string
+	Size   int64
+	Open   func(context.Context) (io.ReadCloser, error)
+}
+
 // Pristine says what to keep of a path that is adopted.
 type Pristine struct {
 	// Bytes limits the copy to the beginning of the file, where the rest is what
@@ -92,6 +99,7 @@ type Plan struct {
 	Ignored []string `json:"ignored,omitempty"`
 
 	Findings finding.List   `json:"-"` // warnings
+	Contents []Content      `json:"-"` // of every file whose bytes are managed, written or not
 	Manifest state.Manifest `json:"-"` // what is managed once the plan is carried out
 }
 
@@ -123,7 +131,10 @@ type Settings struct {
 	PruneModified    bool
 	AllowMassRemoval bool
 	CorrectDrift     bool
-	Watches          []service.Watch
+	// OtherOS: another OS deployment was booted, which may have brought an older
+	// /etc. What differs is no drift and is replaced, with the local version kept.
+	OtherOS bool
+	Watches []service.Watch
 	// Protected paths are the agent's own state: nothing below them is managed.
 	Protected []string
 	// Own are the agent's configuration and binary, which are never pruned.

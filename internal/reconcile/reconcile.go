@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -353,7 +355,9 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	if in.Manifest, err = r.manifest(); err != nil {
 		return err
 	}
-	ATTEMPTS
+	if in.Attempts, err = r.Update.Attempts(); err != nil {
+		return err
+	}
 	if applied := r.Update.State.Applied; applied != nil {
 		inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
 		if err != nil {

@@ -345,7 +345,7 @@ func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
 		}
 	}
 	return &PlanDocument{
-		Schema: PlanSchema, Host: p.Config.Name, Ref: p.Revision.Ref, Commit: p.Revision.Commit, Digest: string(p.Config.Digest),
+		Schema: PlanSchema, Host: p.Host, Ref: p.Revision.Ref, Commit: p.Revision.Commit, Digest: p.Digest,
 		Reasons: p.Reasons, Changes: !p.Plan.Empty(), Plan: &shown, Findings: p.Findings,
 	}
 }

@@ -144,7 +144,24 @@ func (u *Update) newID(digest string) (string, error) {
 // stage writes contents, backups, pristine copies, plan and manifest. One
 // syncfs follows, so nothing here is synced by itself but pristine copies,
 // which outlive the change.
-func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs) error {
+func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs) (err error) {
+	var fresh []string // contents that nothing names yet
+	defer func() {
+		if err == nil {
+			return
+		}
+		// A disk that is full must not stay full of what the next push replaces.
+		for _, blob := range fresh {
+			err = errors.Join(err, os.Remove(blob))
+		}
+	}()
+	store := func(c plan.Content) error {
+		stored, err := u.storeBlob(ctx, c)
+		if stored {
+			fresh = append(fresh, u.blob(c.SHA256))
+		}
+		return err
+	}
 	for i := range p.Items {
 		item := &p.Items[i]
 		// A file that is adopted as it is may have a pristine half that later
@@ -152,8 +169,24 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		if !item.Write && item.Pristine == nil {
 			continue
 		}
-		if err := u.stageItem(ctx, dir, i, item); err != nil {
+		if item.NeedsContent() {
+			if err := store(plan.Content{SHA256: item.After.SHA256, Size: item.After.Size, Open: item.Open}); err != nil {
+				return fmt.Errorf("%s: %w", item.Path, err)
+			}
+		}
+		if err := u.keepBefore(dir, i, item); err != nil {
 			return fmt.Errorf("%s: %w", item.Path, err)
+		}
+	}
+	for _, content := range p.Contents {
+		// The generation keeps all that it manages, also what was there already:
+		// it may have to be brought back while the source cannot be reached. What
+		// this change does not write need not be read to be believed.
+		if info, err := os.Stat(u.blob(content.SHA256)); err == nil && info.Size() == content.Size {
+			continue
+		}
+		if err := store(content); err != nil {
+			return fmt.Errorf("storing contents: %w", err)
 		}
 	}
 	if err := writeJSON(filepath.Join(dir, "plan.json"), p); err != nil {
@@ -165,12 +198,10 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 	return state.WriteManifest(filepath.Join(dir, "manifest"), &p.Manifest)
 }
 
-func (u *Update) stageItem(ctx context.Context, dir string, i int, item *plan.Item) error {
-	if item.NeedsContent() {
-		if err := u.storeBlob(ctx, item); err != nil {
-			return err
-		}
-	}
+func (u *Update) blob(sum string) string { return filepath.Join(u.Dirs.Blobs(), sum) }
+
+// keepBefore copies what the change is going to replace.
+func (u *Update) keepBefore(dir string, i int, item *plan.Item) error {
 	if item.Pristine != nil {
 		if err := u.keepPristine(item); err != nil {
 			return err
@@ -186,31 +217,33 @@ func (u *Update) stageItem(ctx context.Context, dir string, i int, item *plan.It
 	return copyFile(real, filepath.Join(dir, "backups"), strconv.Itoa(i))
 }
 
-// storeBlob writes the wanted bytes by their hash, unless they are there.
-func (u *Update) storeBlob(ctx context.Context, item *plan.Item) (err error) {
-	final := filepath.Join(u.Dirs.Blobs(), item.After.SHA256)
-	if whole(final, item.After.SHA256) {
-		return nil
+// storeBlob writes the wanted bytes by their hash, unless they are there, and
+// tells whether it did.
+func (u *Update) storeBlob(ctx context.Context, c plan.Content) (stored bool, err error) {
+	final := u.blob(c.SHA256)
+	if whole(final, c.SHA256) {
+		return false, nil
 	}
-	r, err := item.Open(ctx)
+	r, err := c.Open(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	temp := final + ".new"
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return false, err
 	}
 	seen := sha256.New()
 	_, err = io.Copy(io.MultiWriter(f, seen), r)
 	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(temp))
+		return false, errors.Join(err, os.Remove(temp))
 	}
-	if got := hex.EncodeToString(seen.Sum(nil)); got != item.After.SHA256 {
-		return errors.Join(fmt.Errorf("the contents changed while they were read: %s, now %s", item.After.SHA256, got), os.Remove(temp))
+	if got := hex.EncodeToString(seen.Sum(nil)); got != c.SHA256 {
+		return false, errors.Join(fmt.Errorf("the contents changed while they were read: %s, now %s", c.SHA256, got), os.Remove(temp))
 	}
-	return os.Rename(temp, final)
+	err = os.Rename(temp, final)
+	return err == nil, err
 }
 
 // whole tells whether a stored file is what its name says: one that an
