@@ -244,9 +244,15 @@ func (m *maker) parents() error {
 	return nil
 }
 
+// position is where the config asks for a path, or for something in it.
 func (m *maker) position(p string) finding.Position {
 	if w := m.wants[p]; w != nil {
 		return w.position
+	}
+	for _, wanted := range sortedKeys(m.wants) {
+		if below(wanted, p) {
+			return m.wants[wanted].position
+		}
 	}
 	return finding.Position{}
 }
@@ -276,8 +282,9 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 		return true, nil
 	case found.Kind == disk.Absent:
 	case found.Kind == disk.Link && (leaving == nil || !leaving.Write):
-		if below, err := m.Host.Path(dir + "/."); err == nil {
-			if info, err := os.Stat(below); err == nil && info.IsDir() {
+		// The link's target, found inside the root.
+		if inside, err := m.Host.Path(dir + "/inside"); err == nil {
+			if info, err := os.Stat(path.Dir(inside)); err == nil && info.IsDir() {
 				return true, nil
 			}
 		}
