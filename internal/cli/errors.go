@@ -147,6 +147,8 @@ func hint(err error) string {
 		return "reconf-pull --help lists commands and flags"
 	case errors.Is(err, state.ErrUnreadable):
 		return "nothing was changed. Restore the file from a backup, use the newer release that wrote it, or move the state directory aside: the next run then adopts everything and deletes nothing"
+	case errors.Is(err, syscall.EACCES):
+		return "this needs root"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room and run again: nothing was lost"
 	default:

@@ -50,14 +50,23 @@ const (
 
 // ReadStatus gathers the status from the state directory.
 func ReadStatus(dirs state.Dirs) (*Status, error) {
-	st, err := state.Load(dirs)
+	last, err := readLast(dirs)
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change}
-	if s.Last, err = readLast(dirs); err != nil {
+	st, err := state.Load(dirs)
+	if errors.Is(err, os.ErrPermission) && last != nil {
+		// The state is for root alone; what the last run found is for everybody.
+		s := &Status{Schema: StatusSchema, Engine: "native", Last: last, Health: Healthy, Next: "ask root for the rest: sudo reconf-pull status"}
+		if last.Error != "" {
+			s.Health = Failing
+		}
+		return s, nil
+	}
+	if err != nil {
 		return nil, err
 	}
+	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Last: last}
 	if st.Applied != nil {
 		dir := dirs.Generation(st.Applied.Generation)
 		m, err := state.ReadManifest(filepath.Join(dir, "manifest"))
@@ -203,7 +212,7 @@ func History(dirs state.Dirs) ([]*update.Generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []*update.Generation
+	all := []*update.Generation{}
 	for _, n := range slices.Backward(numbers) {
 		if st.Applied == nil || n > st.Applied.Generation {
 			continue // being recorded, or left by a crash: not part of the history yet

@@ -155,6 +155,9 @@ func Load(dirs Dirs) (*State, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return &State{Schema: Schema}, nil
 	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("reading the state: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
