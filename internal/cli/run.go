@@ -80,6 +80,9 @@ func (a *app) run(ctx context.Context) error {
 		return err
 	}
 	if a.json {
+		if out.Plan != nil {
+			out.Plan = report.Shown(out.Plan)
+		}
 		return a.printJSON(out)
 	}
 	return a.print(outcome(out))
@@ -91,7 +94,11 @@ func outcome(o reconcile.Outcome) string {
 	at := fmt.Sprintf("%.12s (%s)", o.Commit, strings.TrimPrefix(o.Ref, "refs/heads/"))
 	switch {
 	case o.Result == reconcile.UpToDate && len(o.Drift) > 0:
-		return fmt.Sprintf("%s is at %s; %d managed paths drifted, reconf-pull plan shows them; took %s\n", o.Host, at, len(o.Drift), took)
+		what := "1 managed path drifted, reconf-pull plan shows it"
+		if n := len(o.Drift); n > 1 {
+			what = fmt.Sprintf("%d managed paths drifted, reconf-pull plan shows them", n)
+		}
+		return fmt.Sprintf("%s is at %s; %s; took %s\n", o.Host, at, what, took)
 	case o.Result == reconcile.UpToDate && o.Finished != "":
 		return fmt.Sprintf("%s is up to date at %s after change %s was finished, took %s\n", o.Host, at, o.Finished, took)
 	case o.Result == reconcile.UpToDate:

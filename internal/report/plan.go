@@ -332,11 +332,11 @@ type PlanDocument struct {
 	Findings finding.List `json:"findings,omitempty"`
 }
 
-// NewPlanDocument describes a proposal. Hashes and sizes of files that others
+// Shown is a plan as programs may see it: hashes and sizes of files that others
 // may not read are left out.
-func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
-	shown := *p.Plan
-	shown.Items = slices.Clone(p.Plan.Items)
+func Shown(p *plan.Plan) *plan.Plan {
+	shown := *p
+	shown.Items = append([]plan.Item{}, p.Items...)
 	for i := range shown.Items {
 		for _, node := range []*disk.Node{&shown.Items[i].Before, &shown.Items[i].After} {
 			if node.Kind == disk.File && node.Mode&others == 0 {
@@ -344,8 +344,13 @@ func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
 			}
 		}
 	}
+	return &shown
+}
+
+// NewPlanDocument describes a proposal.
+func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
 	return &PlanDocument{
 		Schema: PlanSchema, Host: p.Host, Ref: p.Revision.Ref, Commit: p.Revision.Commit, Digest: p.Digest,
-		Reasons: p.Reasons, Changes: !p.Plan.Empty(), Plan: &shown, Findings: p.Findings,
+		Reasons: append([]string{}, p.Reasons...), Changes: !p.Plan.Empty(), Plan: Shown(p.Plan), Findings: p.Findings,
 	}
 }

@@ -49,26 +49,26 @@ const (
 
 // Touch is a unit and what is done to it.
 type Touch struct {
-	Unit   string
-	Action Action
+	Unit   string `json:"unit"`
+	Action Action `json:"action"`
 	// Reasons are the changed paths, sorted.
-	Reasons []string
+	Reasons []string `json:"reasons"`
 	// Note is for the reader of the report.
-	Note string
+	Note string `json:"note,omitempty"`
 	// StopFirst are the services of a socket: systemd refuses to start a socket
 	// whose service runs. Those that were active are stopped before the socket
 	// is restarted, and started after it.
-	StopFirst []string
+	StopFirst []string `json:"stop_first,omitempty"`
 }
 
 // Command is a program that has to see changed files.
 type Command struct {
-	Argv []string
+	Argv []string `json:"argv"`
 	// Files are appended to Argv: those that exist when the command runs. A
 	// command that has Files and none of them exists is not run.
-	Files []string
+	Files []string `json:"files,omitempty"`
 	// Reasons are the changed paths, sorted.
-	Reasons []string
+	Reasons []string `json:"reasons"`
 }
 
 // Args is the command line, nil when there is nothing left to run it for.
@@ -89,18 +89,18 @@ func (c Command) Args(exists func(path string) bool) []string {
 // Commands, daemon-reload, Early, Touches, and after the change is recorded Late.
 type Effect struct {
 	// Reload: systemd or one of its generators reads something that changed.
-	Reload bool
+	Reload bool `json:"reload"`
 	// Commands are sorted in the order in which a boot runs them, the ones of
 	// watches last. The first is systemd-sysusers, if there is one: it runs as
 	// soon as its files are written, before the other paths.
-	Commands []Command
+	Commands []Command `json:"commands,omitempty"`
 	// Early are restarted whatever state they are in, and have ended before the
 	// first of Touches is restarted: they build what those run.
-	Early []Touch
+	Early []Touch `json:"early,omitempty"`
 	// Touches is sorted by unit.
-	Touches []Touch
+	Touches []Touch `json:"touches,omitempty"`
 	// Late are the agent's own timer and path units.
-	Late []Touch
+	Late []Touch `json:"late,omitempty"`
 }
 
 // Sysusers is the program that has to run before users it declares can own files.
