@@ -173,6 +173,17 @@ func (m *mirror) encoded(t plumbing.ObjectType, id plumbing.Hash) (obj plumbing.
 	return obj, nil
 }
 
+// size is what the pack says about an object, whose content it does not read.
+func (m *mirror) size(id plumbing.Hash) (size int64, err error) {
+	defer recovered(&err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if size, err = m.store.EncodedObjectSize(id); err != nil {
+		return 0, damaged("object "+id.String(), err)
+	}
+	return size, nil
+}
+
 // stream reads an object, and fails at its end when it is not what id names.
 func (m *mirror) stream(obj plumbing.EncodedObject, id plumbing.Hash) (_ io.ReadCloser, err error) {
 	defer recovered(&err)

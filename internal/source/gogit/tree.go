@@ -90,11 +90,7 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 }
 
 func (t *tree) Size(e source.Entry) (int64, error) {
-	obj, err := t.m.encoded(plumbing.BlobObject, plumbing.NewHash(e.ID))
-	if err != nil {
-		return 0, err
-	}
-	return obj.Size(), nil
+	return t.m.size(plumbing.NewHash(e.ID))
 }
 
 func (t *tree) Open(e source.Entry) (io.ReadCloser, error) {
@@ -127,8 +123,8 @@ func (t *tree) folder(id plumbing.Hash) ([]source.Entry, error) {
 // parseTree reads git's tree format: mode, space, name, NUL, id. What it says
 // was hashed already, so a mistake in it is its author's.
 func parseTree(data []byte) ([]source.Entry, error) {
-	var entries []source.Entry
-	seen := map[string]bool{}
+	const typical = 40 // bytes of an entry
+	entries := make([]source.Entry, 0, len(data)/typical)
 	for len(data) > 0 {
 		mode, rest, ok := bytes.Cut(data, []byte(" "))
 		name, rest, ok2 := bytes.Cut(rest, []byte("\x00"))
@@ -143,16 +139,18 @@ func parseTree(data []byte) ([]source.Entry, error) {
 		switch {
 		case n == "" || n == "." || n == ".." || strings.Contains(n, "/"), strings.EqualFold(n, ".git"):
 			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", n)
-		case seen[n]:
-			return nil, fmt.Errorf("it has two entries named %q", n)
 		}
-		seen[n] = true
 		var id plumbing.Hash
 		copy(id[:], rest)
 		entries = append(entries, source.Entry{Path: n, Mode: canonical(source.Mode(bits)), ID: id.String()})
 		data = rest[len(id):]
 	}
 	sortByName(entries)
+	for i := 1; i < len(entries); i++ {
+		if entries[i].Path == entries[i-1].Path {
+			return nil, fmt.Errorf("it has two entries named %q", entries[i].Path)
+		}
+	}
 	return entries, nil
 }
 
