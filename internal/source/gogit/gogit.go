@@ -126,7 +126,7 @@ func (s *Source) fetch(ctx context.Context) (_ *mirror, err error) {
 		return s.clone(ctx, tip)
 	}
 	if m.tip == tip.hash && m.ref == tip.ref {
-		if m.packs <= maxPacks {
+		if len(m.packs) <= maxPacks {
 			return m, nil
 		}
 		fresh, err := s.clone(ctx, tip)

@@ -2,7 +2,6 @@ package gogit
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -14,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/go-git/go-billy/v5"
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/config"
 	"github.com/go-git/go-git/v5/plumbing"
@@ -44,13 +44,14 @@ const (
 // mirror is an open mirror whose tip was read and hashed.
 type mirror struct {
 	dir   string
-	store *filesystem.Storage
+	files billy.Filesystem
+	store *filesystem.Storage // of what is no object
 	url   string
 	ref   plumbing.ReferenceName
 	tip   plumbing.Hash
-	packs int
 
-	mu sync.Mutex // go-git's storage is for one goroutine
+	mu    sync.Mutex // go-git's packs are for one goroutine
+	packs packs      // nil until the first object is read
 }
 
 // openMirror opens the mirror at dir: errNoMirror when there is none,
@@ -90,9 +91,6 @@ func openMirror(dir string) (_ *mirror, err error) {
 		return nil, damaged(head.Target().String(), err)
 	}
 	m.ref, m.tip = head.Target(), tip.Hash()
-	if m.packs, err = checkPacks(dir); err != nil {
-		return nil, err
-	}
 	if err := m.checkTip(m.tip); err != nil {
 		return nil, err
 	}
@@ -102,14 +100,11 @@ func openMirror(dir string) (_ *mirror, err error) {
 const originName = "origin"
 
 func newMirror(dir string) *mirror {
-	return &mirror{dir: dir, store: filesystem.NewStorageWithOptions(
-		osfs.New(dir, osfs.WithBoundOS()),
-		cache.NewObjectLRU(objectCache),
-		filesystem.Options{ExclusiveAccess: true, KeepDescriptors: true, LargeObjectThreshold: largeObject},
-	)}
+	files := osfs.New(dir, osfs.WithBoundOS())
+	return &mirror{dir: dir, files: files, store: filesystem.NewStorageWithOptions(files, nil, filesystem.Options{ExclusiveAccess: true})}
 }
 
-func (m *mirror) close() { _ = m.store.ObjectStorage.Close() }
+func (m *mirror) close() { m.packs.close() }
 
 // checkTip reads the commit and the root of its tree.
 func (m *mirror) checkTip(tip plumbing.Hash) error {
@@ -121,45 +116,11 @@ func (m *mirror) checkTip(tip plumbing.Hash) error {
 	return err
 }
 
-// checkPacks compares the end of every pack with the checksum that is its name:
-// go-git notices a pack that was cut short only when it needs what is missing.
-func checkPacks(dir string) (int, error) {
-	folder := filepath.Join(dir, "objects", "pack")
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		return 0, damaged("its packs", err)
+func (m *mirror) open() (err error) {
+	if m.packs == nil {
+		m.packs, err = openPacks(m.files)
 	}
-	packs := 0
-	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), ".pack")
-		if !ok {
-			continue
-		}
-		packs++
-		if err := checkPack(filepath.Join(folder, e.Name()), strings.TrimPrefix(name, "pack-")); err != nil {
-			return packs, damaged(e.Name(), err)
-		}
-	}
-	return packs, nil
-}
-
-func checkPack(path, sum string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	trailer := make([]byte, sha1cd.Size)
-	if _, err := f.Seek(-int64(len(trailer)), io.SeekEnd); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(f, trailer); err != nil {
-		return err
-	}
-	if hex.EncodeToString(trailer) != sum {
-		return errors.New("it does not end as its name says")
-	}
-	return nil
+	return err
 }
 
 // encoded looks an object up.
@@ -167,7 +128,10 @@ func (m *mirror) encoded(t plumbing.ObjectType, id plumbing.Hash) (obj plumbing.
 	defer recovered(&err)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if obj, err = m.store.EncodedObject(t, id); err != nil {
+	if err := m.open(); err != nil {
+		return nil, err
+	}
+	if obj, err = m.packs.object(t, id); err != nil {
 		return nil, damaged(t.String()+" "+id.String(), err)
 	}
 	return obj, nil
@@ -178,7 +142,10 @@ func (m *mirror) size(id plumbing.Hash) (size int64, err error) {
 	defer recovered(&err)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if size, err = m.store.EncodedObjectSize(id); err != nil {
+	if err := m.open(); err != nil {
+		return 0, err
+	}
+	if size, err = m.packs.size(id); err != nil {
 		return 0, damaged("object "+id.String(), err)
 	}
 	return size, nil
@@ -324,12 +291,13 @@ func (s *Source) update(ctx context.Context, m *mirror, tip *tip) (*mirror, erro
 			return nil, err
 		}
 	}
-	fresh := newMirror(m.dir) // with the index of the new pack
-	defer fresh.close()
+	fresh := newMirror(m.dir) // with the new pack
 	if err := fresh.commitTip(ctx, tip); err != nil {
+		fresh.close()
 		return nil, err
 	}
-	return openMirror(s.Dir)
+	fresh.url, fresh.ref, fresh.tip = m.url, tip.ref, tip.hash
+	return fresh, nil
 }
 
 // transfer asks for the tip, naming what the mirror has, and stores the pack.
