@@ -1,7 +1,9 @@
 package systemd
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -86,37 +88,63 @@ func fallen(before, now UnitState) string {
 // libsystemd is the only other way to read a journal.
 func JournalTail(ctx context.Context, run func(ctx context.Context, argv ...string) ([]byte, error), unit, invocation string, n int) ([]string, error) {
 	const (
-		limit    = 5 * time.Second
-		most     = 100
-		longest  = 1000 // bytes of a line
-		quietly  = "--quiet"
-		noPager  = "--no-pager"
-		messages = "--output=cat"
+		limit   = 5 * time.Second
+		most    = 100
+		longest = 1000 // bytes of a line
 	)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	argv := []string{"journalctl", quietly, noPager, messages, "--boot", "--lines=" + strconv.Itoa(min(max(n, 1), most))}
-	if invocation != "" {
-		argv = append(argv, "_SYSTEMD_INVOCATION_ID="+invocation, "+", "INVOCATION_ID="+invocation)
-	} else {
-		argv = append(argv, "--unit="+unit)
-	}
 	// What a program said in its last moment may not have been written yet. Not
 	// everybody may ask for it, and without it there is still something to read.
 	_, _ = run(ctx, "journalctl", "--sync")
+	argv := []string{"journalctl", "--quiet", "--no-pager", "--boot", "--lines=" + strconv.Itoa(most),
+		"--all", "--output=json", "--output-fields=MESSAGE,INVOCATION_ID,_SYSTEMD_INVOCATION_ID",
+		"_SYSTEMD_UNIT=" + unit, "+", "_PID=1", "UNIT=" + unit}
+	if invocation != "" {
+		argv = append(argv, "+", "INVOCATION_ID="+invocation) // systemd's child that could not start the program
+	}
 	out, err := run(ctx, argv...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the journal of %s: %w", unit, err)
 	}
 	var lines []string
-	for line := range strings.Lines(string(out)) {
-		if line = strings.TrimRight(line, "\n"); len(line) > longest {
-			line = strings.ToValidUTF8(line[:longest], "") + "…"
+	for text := range bytes.Lines(out) {
+		var entry map[string]any
+		if err := json.Unmarshal(text, &entry); err != nil {
+			return nil, fmt.Errorf("reading the journal of %s: %w", unit, err)
 		}
-		lines = append(lines, line)
+		// journald does not know the invocation of a program that had ended before it
+		// read what the program said, which is what is sought most: such an entry
+		// counts to the invocation that others around it name.
+		by, about := field(entry["_SYSTEMD_INVOCATION_ID"]), field(entry["INVOCATION_ID"])
+		if invocation != "" && by != invocation && about != invocation && by+about != "" {
+			lines = nil
+			continue
+		}
+		for line := range strings.Lines(field(entry["MESSAGE"])) {
+			if line = strings.TrimRight(line, "\n"); len(line) > longest {
+				line = strings.ToValidUTF8(line[:longest], "") + "…"
+			}
+			lines = append(lines, line)
+		}
 	}
-	if len(lines) > most {
-		lines = lines[len(lines)-most:] // one entry may have many lines
+	return lines[max(0, len(lines)-min(max(n, 1), most)):], nil
+}
+
+// field is the text of a journal field. One that is no UTF-8 is an array of
+// bytes, and one that a program sent twice an array of texts.
+func field(value any) string {
+	switch v := value.(type) {
+	case string:
+		return v
+	case []any:
+		var raw []byte
+		for _, one := range v {
+			if n, ok := one.(float64); ok {
+				raw = append(raw, byte(n))
+			}
+		}
+		return strings.ToValidUTF8(string(raw), "\uFFFD")
 	}
-	return lines, nil
+	return ""
 }

@@ -270,7 +270,7 @@ func TestWords(t *testing.T) {
 
 func TestJournalTail(t *testing.T) {
 	var argv []string
-	out := "one\n" + strings.Repeat("ä", 2000) + "\n"
+	out := ""
 	run := func(ctx context.Context, args ...string) ([]byte, error) {
 		if _, limited := ctx.Deadline(); !limited {
 			t.Error("journalctl may take for ever")
@@ -281,17 +281,32 @@ func TestJournalTail(t *testing.T) {
 		argv = args
 		return []byte(out), nil
 	}
-	lines, err := systemd.JournalTail(context.Background(), run, "a.service", "abc", 5000)
-	if err != nil || len(lines) != 2 || lines[0] != "one" || len(lines[1]) > 1100 {
-		t.Errorf("got %d lines, %v", len(lines), err)
+	tail := func(invocation string, n int) []string {
+		t.Helper()
+		lines, err := systemd.JournalTail(context.Background(), run, "a.service", invocation, n)
+		if err != nil {
+			t.Error(err)
+		}
+		return lines
 	}
-	if !slices.Contains(argv, "--lines=100") || !slices.Contains(argv, "_SYSTEMD_INVOCATION_ID=abc") {
+	out = unlines(
+		`{"MESSAGE":"another's","_SYSTEMD_INVOCATION_ID":"older"}`,
+		`{"MESSAGE":"Started a.service.","INVOCATION_ID":"abc"}`,
+		`{"MESSAGE":"two\nlines","_SYSTEMD_INVOCATION_ID":"abc","INVOCATION_ID":"abc"}`,
+		`{"MESSAGE":[108,97,116,105,110,32,252]}`,
+		`{"MESSAGE":"ended before it was seen"}`,
+		`{"MESSAGE":null,"INVOCATION_ID":"abc"}`,
+	)
+	equal(t, tail("abc", 10), "Started a.service.", "two", "lines", "latin \uFFFD", "ended before it was seen")
+	equal(t, tail("abc", 2), "latin \uFFFD", "ended before it was seen")
+	equal(t, tail("newer", 10))
+	equal(t, tail("", 10), "another's", "Started a.service.", "two", "lines", "latin \uFFFD", "ended before it was seen")
+	if !slices.Contains(argv, "_SYSTEMD_UNIT=a.service") || !slices.Contains(argv, "--lines=100") {
 		t.Errorf("got %q", argv)
 	}
-	out = strings.Repeat("x\n", 1000)
-	lines, err = systemd.JournalTail(context.Background(), run, "a.service", "", 3)
-	if err != nil || len(lines) != 100 || !slices.Contains(argv, "--unit=a.service") {
-		t.Errorf("got %d lines of %q, %v", len(lines), argv, err)
+	out = strings.Repeat(`{"MESSAGE":"`+strings.Repeat("ä", 2000)+`"}`+"\n", 1000)
+	if lines := tail("", 5000); len(lines) != 100 || len(lines[0]) > 1100 {
+		t.Errorf("got %d lines, the first with %d bytes", len(lines), len(lines[0]))
 	}
 	broken := errors.New("broken")
 	if _, err := systemd.JournalTail(context.Background(), func(context.Context, ...string) ([]byte, error) {
