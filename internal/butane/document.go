@@ -351,6 +351,14 @@ func field(path []any) string {
 	return b.String()
 }
 
+// tabHint says what the YAML library means by a character that cannot start a token.
+func (d *document) tabHint(line int) string {
+	if line < 1 || line > len(d.lines) || !strings.HasPrefix(strings.TrimLeft(d.lines[line-1], " "), "\t") {
+		return ""
+	}
+	return "indent with spaces: YAML takes no tabs"
+}
+
 // atLine takes the line out of an error of the YAML library.
 var atLine = regexp.MustCompile(`^(?:yaml: )?line ([0-9]+): `)
 
@@ -386,6 +394,7 @@ func (d *document) yamlFindings(err error) finding.List {
 			Severity: finding.Error,
 			Position: pos,
 			Message:  "YAML: " + clean(strings.TrimPrefix(msg, "yaml: "), ""),
+			Hint:     d.tabHint(pos.Line),
 			Excerpt:  d.excerpt(pos),
 		})
 	}

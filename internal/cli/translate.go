@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -100,6 +101,9 @@ func (a *app) findHost(m *machine, tree source.Tree) (source.Tree, *fleet.HostCo
 // document is a single Butane file as a host config of its own; its local
 // files lie beside it.
 func document(file string) (source.Tree, *fleet.HostConfig, error) {
+	if _, err := os.Stat(file); err != nil {
+		return nil, nil, fmt.Errorf("reading the Butane file: %w", err)
+	}
 	tree, err := checkout.Open(filepath.Dir(file))
 	if err != nil {
 		return nil, nil, err

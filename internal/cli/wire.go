@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -47,6 +48,9 @@ func (a *app) machine() (*machine, error) {
 	}
 	if !slices.Contains([]string{"auto", "always", "never"}, a.color) {
 		return nil, &usageError{fmt.Errorf("--color %q is none of auto, always, never", a.color)}
+	}
+	if a.options.root == "" { // the working directory is never meant by a variable that is not set
+		return nil, &usageError{errors.New("--root is empty")}
 	}
 	root, err := filepath.Abs(a.options.root)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -46,7 +47,7 @@ func (m *maker) units(ctx context.Context) error {
 		entry.Enabled = !masked && *u.Enabled
 		m.plan.Manifest.Units = append(m.plan.Manifest.Units, entry)
 		if !masked {
-			m.unit(ctx, u.Name, *u.Enabled, current)
+			m.unit(ctx, u, current)
 		}
 	}
 	for _, name := range sortedKeys(before) {
@@ -58,22 +59,23 @@ func (m *maker) units(ctx context.Context) error {
 	return nil
 }
 
-func (m *maker) unit(ctx context.Context, name string, enable bool, current string) {
+func (m *maker) unit(ctx context.Context, u desired.Unit, current string) {
+	name := u.Name
 	old, new, changed := m.unitTexts(ctx, name)
 	switch {
-	case !enable:
+	case !*u.Enabled:
 		if enabled(current) {
 			m.plan.Units = append(m.plan.Units, Unit{Name: name, Reason: "enabled: false"})
 		}
 	case changed && !installable(new) && new != nil:
-		m.warn(m.position(unitDir+name), "%s has no [Install] section, so there is nothing to enable", name)
+		m.warn(u.Position, "%s has no [Install] section, so there is nothing to enable", name)
 	case changed && enabled(current) && install(old) != install(new):
 		m.plan.Units = append(m.plan.Units, Unit{Name: name, Enable: true, Again: true, Reason: "[Install] changes"})
 	case enabled(current):
 	case !changed && !canEnable(current):
-		m.warn(m.position(unitDir+name), "%s is %s on this host, so it cannot be enabled", name, current)
+		m.warn(u.Position, "%s is %s on this host, so it cannot be enabled", name, current)
 	case !changed && current == "":
-		m.warn(m.position(unitDir+name), "%s does not exist on this host, so it cannot be enabled", name)
+		m.warn(u.Position, "%s does not exist on this host, so it cannot be enabled", name)
 	default:
 		m.plan.Units = append(m.plan.Units, Unit{Name: name, Enable: true, Reason: "enabled: true"})
 	}

@@ -123,7 +123,7 @@ type DesiredUnit struct {
 
 // NewDesiredDocument describes a desired state.
 func NewDesiredDocument(hc *fleet.HostConfig, s desired.State) *DesiredDocument {
-	doc := &DesiredDocument{Schema: DesiredSchema, Host: hc.Name, Digest: string(hc.Digest), Ignored: s.Ignored}
+	doc := &DesiredDocument{Schema: DesiredSchema, Host: hc.Name, Digest: string(hc.Digest), Paths: []DesiredPath{}, Units: []DesiredUnit{}, Ignored: s.Ignored}
 	name := func(o desired.Owner) string {
 		if o.Name != "" {
 			return o.Name
