@@ -49,8 +49,13 @@ func boot(t *testing.T, os bootedhost.OS) *machine {
 		"[service]", "settle = '500ms'",
 	)
 	m.write("/etc/systemd/system/reconf-pull.timer.d/test.conf", "[Timer]", "OnBootSec=", "OnBootSec=1h")
-	// Tests run it more often than anybody else.
-	m.write("/etc/systemd/system/reconf-pull.service.d/test.conf", "[Unit]", "StartLimitIntervalSec=0")
+	m.write("/etc/systemd/system/reconf-pull.service.d/test.conf",
+		"[Unit]",
+		"StartLimitIntervalSec=0", // tests run it more often than anybody else
+		"[Service]",
+		// journald may not know whose the words of a program are that ended at once.
+		"StandardOutput=truncate:/run/said", "StandardError=inherit",
+	)
 	return m
 }
 
@@ -107,13 +112,11 @@ func (m *machine) pull() (int, string) {
 
 func (m *machine) lastPull() (int, string) {
 	m.t.Helper()
-	m.Run("journalctl", "--sync")
-	said := m.Run("journalctl", "--quiet", "--no-pager", "--output=cat", "_SYSTEMD_INVOCATION_ID="+m.UnitState(agent).InvocationID)
 	status, err := strconv.Atoi(m.property(agent, "ExecMainStatus"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return status, said
+	return status, string(m.Read("/run/said"))
 }
 
 // converge pulls and expects that all went well: the host has what is wanted
@@ -280,4 +283,15 @@ func TestTimer(t *testing.T) {
 		t.Errorf("the run after the boot ended with %d:\n%s", status, said)
 	}
 	m.healthy()
+
+	// What it says goes to the journal, a line each and without a time of its own.
+	m.write("/etc/systemd/system/reconf-pull.service.d/test.conf", "")
+	m.push("systemd: {units: [{name: app.service, enabled: false}]}")
+	m.Run("systemctl", "daemon-reload")
+	m.Run("systemctl", "start", agent)
+	m.Run("journalctl", "--sync")
+	said := m.Run("journalctl", "--boot", "--quiet", "--no-pager", "--output=cat", "--identifier=reconf-pull")
+	if !strings.Contains(said, "Plan: 1 to remove") || !strings.Contains(said, "\nweb1 is now at ") {
+		t.Errorf("the journal has:\n%s", said)
+	}
 }
