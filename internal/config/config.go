@@ -137,13 +137,14 @@ func (c *Config) check(path string, data []byte) finding.List {
 	}
 	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
 	choice(c.Drift.Mode, []string{"report", "correct"}, "drift", "mode")
-	for key, d := range map[string]Duration{"timeout": c.Source.Timeout} {
-		if d <= 0 {
-			bad("source."+key+" must be longer than 0", "source", key)
-		}
+	if c.Source.Timeout <= 0 {
+		bad("source.timeout must be longer than 0", "source", "timeout")
 	}
 	if c.Service.JobTimeout <= 0 {
 		bad("service.job_timeout must be longer than 0", "service", "job_timeout")
+	}
+	if c.Service.Settle < 0 {
+		bad("service.settle must not be negative", "service", "settle")
 	}
 	if c.Translate.MaxFile <= 0 {
 		bad("translate.max_file must be larger than 0", "translate", "max_file")

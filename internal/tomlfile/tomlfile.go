@@ -8,6 +8,7 @@
 package tomlfile
 
 import (
+	"bytes"
 	"encoding"
 	"errors"
 	"fmt"
@@ -132,6 +133,9 @@ func at(name string, data []byte, err error) finding.Finding {
 	var parse toml.ParseError
 	if errors.As(err, &parse) {
 		f.Line, f.Column = parse.Position.Line, parse.Position.Col
+		if at := parse.Position.Start; at < len(data) && data[at] == '\n' && bytes.Count(data[:at], []byte("\n"))+1 < f.Line {
+			f.Line-- // the library has counted the newline that it trips over
+		}
 		f.Message = strings.TrimSuffix(parse.Message, ".")
 		f.Excerpt = excerpt(data, f.Line)
 		return f

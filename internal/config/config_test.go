@@ -1,0 +1,187 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+)
+
+func load(t *testing.T, text string) (config.Config, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return config.Load(path, false)
+}
+
+// TestDefaults names every key: one that is added is added here and to the
+// documentation.
+func TestDefaults(t *testing.T) {
+	want := config.Config{
+		Source: config.Source{
+			Timeout: config.Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts",
+			URL: "", Branch: "", SSHKey: "", Username: "", PasswordFile: "", TokenFile: "", CAFile: "",
+		},
+		Host:      config.Host{Name: "", ShortName: false, MachineID: ""},
+		Translate: config.Translate{Strict: true, MaxFile: 64 << 20},
+		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false},
+		Drift:     config.Drift{Mode: "report"},
+		Service:   config.Service{JobTimeout: config.Duration(5 * time.Minute), Settle: config.Duration(3 * time.Second), Watch: nil},
+		Keep:      10,
+	}
+	got, err := load(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("an empty file is not the default (-want +got):\n%s", diff)
+	}
+	got, err = config.Load(filepath.Join(t.TempDir(), "absent"), true)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("no file is not the default: %v\n%s", err, diff)
+	}
+}
+
+// TestEveryKey sets every key to something else than its default, and fails
+// when one was forgotten here.
+func TestEveryKey(t *testing.T) {
+	got, err := load(t, `
+keep = 3
+[source]
+url = "https://git.example.com/fleet.git"
+branch = "production"
+timeout = "1m30s"
+ssh_key = "/k"
+known_hosts = "/h"
+username = "u"
+password_file = "/p"
+token_file = "/t"
+ca_file = "/c"
+[host]
+name = "web1"
+short_name = true
+machine_id = "0123"
+[translate]
+strict = false
+max_file = "512KiB"
+[apply]
+on_conflict = "keep"
+prune_modified = true
+allow_mass_removal = true
+[drift]
+mode = "correct"
+[service]
+job_timeout = "10s"
+settle = "0s"
+[[service.watch]]
+path = "/etc/app/*"
+unit = "app.service"
+[[service.watch]]
+path = "/etc/other"
+run = ["/usr/bin/other", "--now"]
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Config{
+		Keep: 3,
+		Source: config.Source{
+			URL: "https://git.example.com/fleet.git", Branch: "production", Timeout: config.Duration(90 * time.Second), SSHKey: "/k",
+			KnownHosts: "/h", Username: "u", PasswordFile: "/p", TokenFile: "/t", CAFile: "/c",
+		},
+		Host:      config.Host{Name: "web1", ShortName: true, MachineID: "0123"},
+		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
+		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true},
+		Drift:     config.Drift{Mode: "correct"},
+		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
+			{Path: "/etc/app/*", Unit: "app.service"}, {Path: "/etc/other", Run: []string{"/usr/bin/other", "--now"}},
+		}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	different(t, "", reflect.ValueOf(got), reflect.ValueOf(config.Default()))
+	if n := len(got.Watches()); n != 2 {
+		t.Errorf("%d watches for the service table, want 2", n)
+	}
+}
+
+func different(t *testing.T, name string, a, b reflect.Value) {
+	t.Helper()
+	if a.Kind() != reflect.Struct {
+		if reflect.DeepEqual(a.Interface(), b.Interface()) {
+			t.Errorf("%s is not set by this test", name)
+		}
+		return
+	}
+	for i := range a.NumField() {
+		different(t, name+"."+a.Type().Field(i).Name, a.Field(i), b.Field(i))
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for name, c := range map[string]struct {
+		text, message, hint string
+		line                int
+	}{
+		"unknown key":         {"[source]\nurll = 'x'", `unknown key "source.urll"`, `did you mean "source.url"?`, 2},
+		"unknown table":       {"\n[notify]\nurl = 'x'", `unknown key "notify"`, "", 2},
+		"another case":        {"[Source]\nurl = 'x'", `unknown key "Source"`, `did you mean "source"?`, 1},
+		"no TOML":             {"[source\nurl = 'x'", "expected", "", 1},
+		"no TOML after a key": {"[source]\nurl\n[host]", "expected", "", 2},
+		"wrong type":          {"[host]\nshort_name = 'yes'", "bool", "", 2},
+		"a duration's unit":   {"[source]\ntimeout = '90'", `"90" is no duration: write it as 90s, 2m or 1h30m`, "", 2},
+		"a duration's number": {"[source]\ntimeout = 90", "duration", "", 2},
+		"no time at all":      {"[source]\ntimeout = '0s'", "source.timeout must be longer than 0", "", 2},
+		"negative time":       {"[service]\njob_timeout = '-1s'", "service.job_timeout must be longer than 0", "", 2},
+		"negative settle":     {"[service]\nsettle = '-1s'", "service.settle must not be negative", "", 2},
+		"a size's unit":       {"[translate]\nmax_file = '64MB'", `"64MB" is no size: write it as 512KiB, 64MiB or 1GiB`, "", 2},
+		"a size of nothing":   {"[translate]\nmax_file = '0MiB'", `"0MiB" is no size`, "", 2},
+		"a size with more":    {"[translate]\nmax_file = '1 MiB'", `"1 MiB" is no size`, "", 2},
+		"on_conflict":         {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
+		"drift mode":          {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
+		"keep nothing":        {"keep = 0", "keep must be at least 1", "", 1},
+		"a watch of nothing":  {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
+		"a watch without end": {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := load(t, c.text)
+			var bad *config.Error
+			var failure *finding.Failure
+			if !errors.As(err, &bad) || !errors.As(err, &failure) || len(failure.Findings) != 1 {
+				t.Fatalf("error %v (%T), want one finding in a *config.Error", err, err)
+			}
+			f := failure.Findings[0]
+			if !strings.Contains(f.Message, c.message) || f.Hint != c.hint || c.line > 0 && f.Line != c.line || filepath.Base(f.File) != "config.toml" {
+				t.Errorf("%s: %s (hint %q), want line %d: %s (hint %q)", f.Position, f.Message, f.Hint, c.line, c.message, c.hint)
+			}
+		})
+	}
+}
+
+func TestAllErrorsAtOnce(t *testing.T) {
+	_, err := load(t, "keep = 0\n[apply]\non_conflict = 'x'\n[drift]\nmode = 'x'\n[source]\ntimeout = '0s'")
+	var failure *finding.Failure
+	if !errors.As(err, &failure) || len(failure.Findings) != 4 {
+		t.Fatalf("%v, want four findings", err)
+	}
+}
+
+// TestMissingFile: one that was named must exist.
+func TestMissingFile(t *testing.T) {
+	_, err := config.Load(filepath.Join(t.TempDir(), "absent.toml"), false)
+	var bad *config.Error
+	if !errors.As(err, &bad) || !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "reading the configuration: ") {
+		t.Errorf("error %v", err)
+	}
+}
