@@ -263,13 +263,9 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 	if item := m.items[dir]; item != nil && item.After.Kind == disk.Directory {
 		return true, nil
 	}
-	real, err := m.Host.Path(dir)
+	found, stat, err := m.look(dir)
 	if err != nil {
 		return true, err
-	}
-	found, stat, err := disk.Look(real)
-	if err != nil {
-		return true, fmt.Errorf("looking at %s: %w", dir, err)
 	}
 	made := disk.Node{Kind: disk.Directory, Mode: 0o755}
 	item := &Item{Path: dir, Action: Create, Before: found, After: made, Origin: state.Parent, Write: true}

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
@@ -91,11 +94,12 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	if err := t.Config.Unsupported.Err(); err != nil {
 		return nil, err
 	}
-	dir, err := t.scratch()
+	scratch, err := t.scratch()
 	if err != nil {
 		return nil, fmt.Errorf("making a private directory for Butane: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	dir := scratch.Name()
+	defer func() { err = errors.Join(err, os.RemoveAll(dir), scratch.Close()) }()
 	nonce := rand.Text()
 	var refs []butane.Reference
 	for _, ref := range t.Config.References {
@@ -131,11 +135,57 @@ func of(file string, list finding.List) finding.List {
 	return own
 }
 
-func (t Translation) scratch() (string, error) {
-	if t.Scratch != "" {
-		if info, err := os.Stat(t.Scratch); err == nil && info.IsDir() {
-			return os.MkdirTemp(t.Scratch, "export-")
+// scratch makes the private directory. It is locked while it is used: one that
+// is not was left by a run that was killed, and is taken away.
+func (t Translation) scratch() (*os.File, error) {
+	const pattern = "export-*"
+	parent := t.Scratch
+	if info, err := os.Stat(parent); parent == "" || err != nil || !info.IsDir() {
+		parent = os.TempDir()
+	} else {
+		left, err := filepath.Glob(filepath.Join(parent, pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, dir := range left {
+			if err := removeUnlocked(dir); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return os.MkdirTemp("", "reconf-pull-")
+	for {
+		dir, err := os.MkdirTemp(parent, pattern)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // taken away by another run before it was locked
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			return nil, errors.Join(err, f.Close(), os.Remove(dir))
+		}
+		if _, err := os.Stat(dir); err == nil {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func removeUnlocked(dir string) error {
+	f, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil // somebody is at it
+	}
+	return os.RemoveAll(dir)
 }

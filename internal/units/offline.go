@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 
 	"github.com/sirupsen/logrus"
@@ -95,8 +96,15 @@ func (o *Offline) link(link systemd.Link) error {
 }
 
 func (o *Offline) disable(units []string) error {
+	offline := systemd.Offline{Host: o.Host}
 	for _, unit := range units {
-		links, err := systemd.Offline{Host: o.Host}.Unlinks(unit)
+		// A crash may have come between the last link and its directory, so those
+		// that enabling would make links in are looked at too.
+		would, err := offline.Links(unit)
+		if err != nil {
+			would = nil // what cannot be enabled has made no directory
+		}
+		links, err := offline.Unlinks(unit)
 		if err != nil && !errors.Is(err, systemd.ErrNoUnit) {
 			return err
 		}
@@ -105,25 +113,41 @@ func (o *Offline) disable(units []string) error {
 				return fmt.Errorf("disabling %s: %w", unit, err)
 			}
 		}
+		for _, link := range would {
+			if err := o.removeEmpty(path.Dir(link.Path)); err != nil {
+				return fmt.Errorf("disabling %s: %w", unit, err)
+			}
+		}
 	}
 	return nil
 }
 
 // unlink removes a link and, as systemctl does, the directory that it leaves empty.
-func (o *Offline) unlink(path string) error {
-	real, err := o.Host.Path(path)
+func (o *Offline) unlink(link string) error {
+	real, err := o.Host.Path(link)
 	if err != nil {
 		return err
 	}
 	if err := os.Remove(real); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	dir := filepath.Dir(real)
-	if err := atomicfile.SyncDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := atomicfile.SyncDir(filepath.Dir(real)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if names, err := os.ReadDir(dir); err == nil && len(names) == 0 && filepath.Ext(dir) != "" {
-		return os.Remove(dir)
+	return o.removeEmpty(path.Dir(link))
+}
+
+// removeEmpty removes a directory of links (multi-user.target.wants) that has none.
+func (o *Offline) removeEmpty(dir string) error {
+	if path.Ext(dir) == "" {
+		return nil
+	}
+	real, err := o.Host.Path(dir)
+	if err != nil {
+		return err
+	}
+	if names, err := os.ReadDir(real); err == nil && len(names) == 0 {
+		return os.Remove(real)
 	}
 	return nil
 }

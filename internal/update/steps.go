@@ -165,6 +165,9 @@ func (u *Update) RecordOnly(ctx context.Context, change *state.Change, p *plan.P
 	if change.ID, err = u.newID(change.Digest); err != nil {
 		return err
 	}
+	if err := u.firstSave(); err != nil {
+		return err
+	}
 	change.Pinned = u.Host.Now()
 	job := &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}
 	if err := os.MkdirAll(job.Dir, 0o700); err != nil {

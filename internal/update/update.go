@@ -81,6 +81,9 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 	if err != nil {
 		return err
 	}
+	if err := u.firstSave(); err != nil {
+		return err
+	}
 	dir := u.Dirs.Change(change.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("staging the change: %w", err)
@@ -436,10 +439,22 @@ func (u *Update) Abandon() error {
 	return state.Save(u.Dirs, u.State)
 }
 
+// firstSave makes a state file before anything lies beside it: directories
+// without one are what is left of a state that was lost.
+func (u *Update) firstSave() error {
+	if _, err := os.Lstat(u.Dirs.File()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return state.Save(u.Dirs, u.State)
+}
+
 // Adopt takes over the directories of a state whose file was lost: changes
 // that can be read count as attempts, everything else moves to lost/ and is
 // named.
 func (u *Update) Adopt() error {
+	if _, err := os.Lstat(u.Dirs.File()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	var lost []string
 	for _, dir := range []string{"changes", "generations"} {
 		names, err := os.ReadDir(filepath.Join(u.Dirs.State, dir))

@@ -148,17 +148,14 @@ func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) er
 			break
 		}
 	}
-	switch now.Kind {
-	case disk.File:
-		if err := copyFile(real, name); err != nil {
-			return err
-		}
-	case disk.Link:
-		if err := os.Symlink(now.Target, name); err != nil {
-			return err
-		}
-	default:
-		return nil
+	var err error
+	if now.Kind == disk.Link {
+		err = os.Symlink(now.Target, name)
+	} else {
+		err = copyFile(real, name)
+	}
+	if err != nil {
+		return err
 	}
 	t.result.Notes = append(t.result.Notes, fmt.Sprintf("%s was changed while the update ran; that version is kept in %s", item.Path, name))
 	return atomicfile.SyncDir(dir)

@@ -297,7 +297,8 @@ func (t *transaction) stage(item *plan.Item) error {
 	if now.Kind == disk.Other {
 		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
 	}
-	if !now.Equal(item.Before) && now.Kind != disk.Absent {
+	// A directory, or another owner or mode, may be half of our own work.
+	if !now.SameContent(item.Before) && now.Kind != disk.Absent && now.Kind != disk.Directory {
 		if err := t.backupLate(item, real, now); err != nil {
 			return err
 		}

@@ -1,0 +1,549 @@
+package main_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// A trial is a fleet repo with two versions and the program itself. Every run
+// has a directory of its own, with the root and the state in it.
+type trial struct {
+	t       *testing.T
+	binary  string
+	repo    string
+	scratch string
+}
+
+func newTrial(t *testing.T) *trial {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: files get owners")
+	}
+	tr := &trial{t: t, binary: filepath.Join(t.TempDir(), "reconf-pull"), repo: t.TempDir(), scratch: t.TempDir()}
+	// Hundreds of runs sync hundreds of times: in memory, where there is room.
+	// What a missing sync loses is shown by real power cuts, not here.
+	if dir, err := os.MkdirTemp("/dev/shm", "reconf-pull-"); err == nil {
+		tr.scratch = dir
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	}
+	tr.must("go", "build", "-o", tr.binary, ".")
+	tr.must("git", "-C", tr.repo, "init", "-q", "-b", "main")
+	return tr
+}
+
+func (tr *trial) must(argv ...string) {
+	tr.t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_SYSTEM=/dev/null", "GIT_AUTHOR_NAME=o", "GIT_AUTHOR_EMAIL=o@example.com",
+		"GIT_COMMITTER_NAME=o", "GIT_COMMITTER_EMAIL=o@example.com", "GIT_AUTHOR_DATE=2026-01-01T00:00:00Z", "GIT_COMMITTER_DATE=2026-01-01T00:00:00Z")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tr.t.Fatalf("%v: %v\n%s", argv, err, out)
+	}
+}
+
+// push replaces the host config by another version.
+func (tr *trial) push(butane string) {
+	tr.t.Helper()
+	path := filepath.Join(tr.repo, "hosts/web1.bu")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(butane), 0o644)); err != nil {
+		tr.t.Fatal(err)
+	}
+	tr.must("git", "-C", tr.repo, "add", "-A")
+	tr.must("git", "-C", tr.repo, "commit", "-q", "-m", "version")
+}
+
+func (tr *trial) host() string {
+	tr.t.Helper()
+	dir, err := os.MkdirTemp(tr.scratch, "host-")
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return dir
+}
+
+// place is a host before the change: what an admin and the image put there.
+func (tr *trial) place() string {
+	tr.t.Helper()
+	dir := tr.host()
+	for name, data := range map[string]string{
+		"etc/foreign": "the admin's\n", "etc/hosts": "127.0.0.1 localhost\n", "usr/lib/systemd/system/sshd.socket": "[Install]\nWantedBy=sockets.target\n", "srv/moved/b": "not ours\n",
+	} {
+		path := filepath.Join(dir, "root", name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(data), 0o600)); err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func (tr *trial) copyOf(dir string) string {
+	tr.t.Helper()
+	into := tr.host()
+	tr.must("cp", "-a", dir+"/.", into)
+	return into
+}
+
+func (tr *trial) argv(dir string) []string {
+	return []string{tr.binary, "run", "--root", filepath.Join(dir, "root"), "--state-dir", dir, "--config", os.DevNull, "--url", tr.repo, "--host", "web1"}
+}
+
+// run is a run to its end.
+func (tr *trial) run(dir string) string {
+	tr.t.Helper()
+	argv := tr.argv(dir)
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		tr.t.Fatalf("run: %v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// volatile is what differs from run to run and says nothing about where it
+// ended: times, and whether a pristine copy was made by this run or the one
+// before it.
+var volatile = []string{"time", "pinned", "started", "ended", "boot_id", "attempts", "pristine"}
+
+func withoutVolatile(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, key := range volatile {
+			delete(v, key)
+		}
+		for key := range v {
+			v[key] = withoutVolatile(v[key])
+		}
+	case []any:
+		for i := range v {
+			v[i] = withoutVolatile(v[i])
+		}
+	}
+	return v
+}
+
+// end is everything that a run leaves: the root, and the state modulo times.
+func (tr *trial) end(dir string) map[string]string {
+	tr.t.Helper()
+	all := map[string]string{}
+	inodes := map[uint64]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(path, dir)
+		if name == "" {
+			return nil
+		}
+		if name = name[1:]; name == "cache" {
+			return fs.SkipDir // a mirror, disposable
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		line := fmt.Sprintf("%o %d:%d", st.Mode, st.Uid, st.Gid)
+		switch {
+		case d.Type()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(path)
+			all[name] = line + " -> " + target
+			return err
+		case d.Type().IsRegular():
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			if strings.HasPrefix(name, "run/") {
+				data = nil
+			}
+			if filepath.Base(name) == "manifest" {
+				data = withoutStat(data)
+			}
+			if filepath.Ext(name) == ".json" && len(data) > 0 {
+				var v any
+				if err := json.Unmarshal(data, &v); err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				if data, err = json.Marshal(withoutVolatile(v)); err != nil {
+					return err
+				}
+			}
+			if first, ok := inodes[st.Ino]; ok && st.Nlink > 1 {
+				line += " is " + first
+			}
+			inodes[st.Ino] = name
+			line += fmt.Sprintf(" %x", sha256.Sum256(data))
+			if len(data) < 2000 {
+				line += " " + string(data)
+			}
+		}
+		all[name] = line
+		return nil
+	})
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return all
+}
+
+// withoutStat leaves inode, size and times out of a manifest.
+func withoutStat(manifest []byte) []byte {
+	var out bytes.Buffer
+	for line := range strings.Lines(string(manifest)) {
+		fields := strings.Split(line, "\t")
+		if fields[0] == "path" {
+			fields = fields[:10]
+		}
+		out.WriteString(strings.TrimSpace(strings.Join(fields, "\t")) + "\n")
+	}
+	return out.Bytes()
+}
+
+// finish lets the next run go on after a crash and compares where it ends with
+// the uninterrupted run. A further run has nothing to do.
+func (tr *trial) finish(dir, what string, want map[string]string) {
+	tr.t.Helper()
+	argv := tr.argv(dir)
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		tr.t.Errorf("%s: the next run: %v\n%s", what, err, out)
+		return
+	}
+	got := tr.end(dir)
+	if diff := cmp.Diff(want, got); diff != "" {
+		tr.t.Errorf("%s: ends elsewhere (-uninterrupted +crashed):\n%s\nthe next run said:\n%s", what, diff, out)
+		return
+	}
+	again, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil || !strings.Contains(string(again), "up to date") {
+		tr.t.Errorf("%s: the run after it: %v\n%s", what, err, again)
+	}
+	if diff := cmp.Diff(want, tr.end(dir)); diff != "" {
+		tr.t.Errorf("%s: the run after it changed something:\n%s", what, diff)
+	}
+}
+
+// few is a small host config with one of everything, and fewLater what it
+// becomes: updates, removals, kind changes, enablement.
+const few = `variant: fcos
+version: 1.7.0
+storage:
+  directories:
+    - {path: /etc/app, mode: 0750}
+    - {path: /etc/moved}
+    - {path: /etc/becomes-file}
+  files:
+    - {path: /etc/app/one, mode: 0600, contents: {inline: one}, user: {id: 7}}
+    - {path: /etc/app/two, contents: {inline: two}}
+    - {path: /etc/app/deep/er/gone, contents: {inline: gone}}
+    - {path: /etc/moved/a, contents: {inline: a}}
+    - {path: /etc/moved/b, contents: {inline: b}}
+    - {path: /etc/becomes-directory, contents: {inline: x}}
+    - {path: /etc/foreign, contents: {inline: ours}}
+    - {path: /etc/hosts, append: [{inline: "10.0.0.1 db\n"}]}
+    - {path: /opt/tool, mode: 04755, contents: {inline: tool}}
+  links:
+    - {path: /etc/link, target: app/one}
+    - {path: /etc/hard, target: /etc/app/two, hard: true}
+systemd:
+  units:
+    - name: web.service
+      enabled: true
+      contents: "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
+      dropins: [{name: a.conf, contents: "[Service]\nNice=1\n"}]
+    - {name: old.service, enabled: true, contents: "[Install]\nWantedBy=multi-user.target\n"}
+    - {name: sshd.socket, enabled: true}
+    - {name: bad.service, mask: true}
+`
+
+const fewLater = `variant: fcos
+version: 1.7.0
+storage:
+  directories:
+    - {path: /etc/app, mode: 0700}
+    - {path: /etc/becomes-directory}
+  files:
+    - {path: /etc/app/one, mode: 0640, contents: {inline: one more}}
+    - {path: /etc/app/two, contents: {inline: two more}}
+    - {path: /etc/becomes-file, contents: {inline: x}}
+    - {path: /etc/becomes-directory/in, contents: {inline: in}}
+    - {path: /etc/hosts, append: [{inline: "10.0.0.2 cache\n"}]}
+    - {path: /opt/tool, mode: 06711, contents: {inline: tool}}
+    - {path: /var/new/er, contents: {inline: new}}
+  links:
+    - {path: /etc/link, target: app/two}
+    - {path: /etc/hard, target: /etc/app/two, hard: true}
+    - {path: /etc/moved, target: /srv/moved}
+systemd:
+  units:
+    - name: web.service
+      enabled: true
+      contents: "[Service]\nExecStart=/bin/false\n[Install]\nWantedBy=graphical.target\n"
+    - {name: bad.service, mask: false, dropins: [{name: b.conf, contents: "[Service]\nNice=2\n"}]}
+`
+
+// durable are the system calls that change what is on the disk, or make it last.
+var durable = map[uint64]string{
+	unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_FSYNC: "fsync", unix.SYS_FDATASYNC: "fdatasync", unix.SYS_SYNCFS: "syncfs",
+	unix.SYS_UNLINKAT: "unlinkat", unix.SYS_MKDIRAT: "mkdirat", unix.SYS_SYMLINKAT: "symlinkat", unix.SYS_LINKAT: "linkat", unix.SYS_FCHOWNAT: "fchownat", unix.SYS_FCHMODAT: "fchmodat",
+}
+
+// TestCrashAtEveryOperation ends the program before its k-th durable
+// operation, for every k of a first run and of an update, and lets the next run
+// go on.
+func TestCrashAtEveryOperation(t *testing.T) {
+	tr := newTrial(t)
+	tr.push(few)
+	first := tr.place()
+	applied := tr.copyOf(first)
+	tr.run(applied)
+	total := tr.crashEverywhere("first run", first)
+	tr.push(fewLater)
+	total += tr.crashEverywhere("update", applied)
+	t.Logf("%d crash points", total)
+}
+
+func (tr *trial) crashEverywhere(what, from string) int {
+	t := tr.t
+	t.Helper()
+	whole := tr.copyOf(from)
+	var names []string
+	ops, status := traced(t, tr.argv(whole), func(_ int, name string) syscall.Signal {
+		names = append(names, name)
+		return 0
+	})
+	if !status.Exited() || status.ExitStatus() != 0 {
+		t.Fatalf("%s: the traced run: %v", what, status)
+	}
+	for _, name := range []string{"renameat", "fsync", "syncfs", "unlinkat", "mkdirat", "symlinkat"} {
+		if !slices.Contains(names, name) {
+			t.Fatalf("%s: no %s among %d operations: the wrong system calls are watched", what, name, ops)
+		}
+	}
+	want := tr.end(whole)
+	if what == "update" && want["root/srv/moved/b"] == "" {
+		t.Errorf("%s: a link that took the place of a directory led to the removal of somebody else's file", what)
+	}
+	var group sync.WaitGroup
+	points := make(chan int)
+	for range runtime.NumCPU() {
+		group.Go(func() {
+			for k := range points {
+				dir := tr.copyOf(from)
+				n, status := traced(t, tr.argv(dir), func(n int, _ string) syscall.Signal {
+					if n == k {
+						return syscall.SIGKILL
+					}
+					return 0
+				})
+				if !status.Signaled() && n >= k {
+					t.Errorf("%s: not killed at operation %d of %d: %v", what, k, n, status)
+				}
+				tr.finish(dir, fmt.Sprintf("%s, killed at operation %d of %d", what, k, ops), want)
+				if err := os.RemoveAll(dir); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for k := 1; k <= ops; k++ {
+		points <- k
+	}
+	close(points)
+	group.Wait()
+	return ops
+}
+
+// traced runs a program under ptrace and asks, before each durable operation,
+// which signal it gets: of all threads, counted together.
+func traced(t *testing.T, argv []string, signal func(n int, name string) syscall.Signal) (ops int, status syscall.WaitStatus) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Errorf("starting a traced run: %v", err)
+		return 0, 0
+	}
+	pid := cmd.Process.Pid
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil {
+		t.Errorf("waiting for the traced program: %v", err)
+		return 0, status
+	}
+	const exitKill = 0x100000
+	if err := errors.Join(syscall.PtraceSetOptions(pid, syscall.PTRACE_O_TRACESYSGOOD|syscall.PTRACE_O_TRACECLONE|exitKill), syscall.PtraceSyscall(pid, 0)); err != nil {
+		t.Errorf("tracing: %v", err)
+		return 0, status
+	}
+	threads := map[int]bool{pid: true}
+	for {
+		tid, err := syscall.Wait4(-pid, &status, syscall.WALL, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err != nil || tid == pid && (status.Exited() || status.Signaled()) {
+			return ops, status
+		}
+		if !status.Stopped() {
+			continue // another thread ended
+		}
+		deliver := 0
+		switch stop := status.StopSignal(); {
+		case stop == syscall.SIGTRAP|0x80:
+			if name := durable[entered(tid)]; name != "" {
+				ops++
+				if s := signal(ops, name); s != 0 {
+					if err := syscall.Kill(pid, s); err != nil {
+						t.Errorf("ending the program: %v", err)
+					}
+				}
+			}
+		case stop == syscall.SIGTRAP:
+		case stop == syscall.SIGSTOP && !threads[tid]:
+			threads[tid] = true
+		default:
+			deliver = int(stop)
+		}
+		_ = syscall.PtraceSyscall(tid, deliver) // gone when it was killed
+	}
+}
+
+// entered is the number of the system call that a stopped thread is about to
+// make, 0 when it stopped at the end of one (PTRACE_GET_SYSCALL_INFO).
+func entered(tid int) uint64 {
+	const getSyscallInfo, entry = 0x420e, 1
+	var info [88]byte
+	_, _, errno := syscall.Syscall6(syscall.SYS_PTRACE, getSyscallInfo, uintptr(tid), uintptr(len(info)), uintptr(unsafe.Pointer(&info)), 0, 0)
+	if errno != 0 || info[0] != entry {
+		return 0
+	}
+	return binary.NativeEndian.Uint64(info[24:])
+}
+
+// many is a host config of 200 files; of the second version half are other
+// files, and the rest have other contents, modes and kinds.
+func many(version int) string {
+	var b strings.Builder
+	b.WriteString("variant: fcos\nversion: 1.6.0\nstorage:\n  files:\n")
+	for n := range 200 {
+		switch {
+		case version == 2 && n%5 == 0:
+			continue // removed
+		case version == 2 && n%5 == 1:
+			fmt.Fprintf(&b, "    - {path: /opt/many/%d/file%d/below, contents: {inline: \"now a directory\"}}\n", n%9, n)
+		case version == 2 && n%5 == 2:
+			fmt.Fprintf(&b, "    - {path: /opt/many/%d/file%d, mode: 0600, contents: {inline: \"%s\"}}\n", n%9, n, strings.Repeat(fmt.Sprint("1", n), 500))
+		default:
+			fmt.Fprintf(&b, "    - {path: /opt/many/%d/file%d, contents: {inline: \"%s\"}}\n", n%9, n, strings.Repeat(fmt.Sprint(version, n), 500))
+		}
+	}
+	b.WriteString("systemd:\n  units:\n")
+	for n := range 10 {
+		fmt.Fprintf(&b, "    - {name: u%d.service, enabled: true, contents: \"[Service]\\nNice=%d\\n[Install]\\nWantedBy=multi-user.target\\n\"}\n", n*version, version)
+	}
+	return b.String()
+}
+
+// TestKillAtAnyInstant kills the program at random instants of a large first
+// run and of a large update.
+func TestKillAtAnyInstant(t *testing.T) {
+	const kills = 25
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	tr := newTrial(t)
+	tr.push(many(1))
+	first := tr.place()
+	applied := tr.killed("first run", first, kills, random)
+	tr.push(many(2))
+	tr.killed("update", applied, kills, random)
+}
+
+func (tr *trial) killed(what, from string, kills int, random *rand.Rand) string {
+	t := tr.t
+	t.Helper()
+	whole := tr.copyOf(from)
+	started := time.Now()
+	tr.run(whole)
+	took := time.Since(started)
+	want := tr.end(whole)
+	survived := 0
+	for range kills {
+		dir := tr.copyOf(from)
+		argv := tr.argv(dir)
+		cmd := exec.Command(argv[0], argv[1:]...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		after := time.Duration(random.Int64N(int64(took)))
+		time.Sleep(after)
+		_ = cmd.Process.Kill() // too late when it has ended
+		if cmd.Wait() == nil {
+			survived++
+		}
+		tr.finish(dir, fmt.Sprintf("%s, killed after %s of %s", what, after, took), want)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%s: %d kills within %s, %d came after the end", what, kills, took.Round(time.Millisecond), survived)
+	return whole
+}
+
+// TestTermination: SIGTERM in the middle of a change ends the run with
+// TEMPFAIL, and the next one goes on from there.
+func TestTermination(t *testing.T) {
+	tr := newTrial(t)
+	tr.push(many(1))
+	first := tr.place()
+	whole := tr.copyOf(first)
+	tr.run(whole)
+	dir := tr.copyOf(first)
+	// The pin makes all that it stored durable; then 200 files are staged.
+	said := false
+	_, status := traced(t, tr.argv(dir), func(_ int, name string) syscall.Signal {
+		if name != "syncfs" || said {
+			return 0
+		}
+		said = true
+		return syscall.SIGTERM
+	})
+	if !status.Exited() || status.ExitStatus() != 75 {
+		t.Errorf("ended with %d (%v), want 75", status.ExitStatus(), status)
+	}
+	var st struct {
+		Change struct {
+			Tasks []struct {
+				Name, Status string
+				Attempts     int
+			}
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(dir, "state/state.json"))
+	if err == nil {
+		err = json.Unmarshal(data, &st)
+	}
+	if err != nil || len(st.Change.Tasks) == 0 || st.Change.Tasks[0].Status != "doing" || st.Change.Tasks[0].Attempts != 0 {
+		t.Errorf("the change is not waiting to go on, with its attempt given back: %v\n%s", err, data)
+	}
+	tr.finish(dir, "after SIGTERM", tr.end(whole))
+}
