@@ -319,10 +319,10 @@ func listen(ts *testscript.TestScript) net.Listener {
 }
 
 // stalling VAR sets VAR to the address of a server that takes connections and
-// never says a word.
+// never says a word; the first one makes the file VAR.connected.
 func stalling(ts *testscript.TestScript, neg bool, args []string) {
 	only(ts, neg, len(args) == 1, "stalling var")
-	l := listen(ts)
+	l, connected := listen(ts), ts.MkAbs(args[0]+".connected")
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -330,6 +330,7 @@ func stalling(ts *testscript.TestScript, neg bool, args []string) {
 				return
 			}
 			defer conn.Close()
+			_ = os.WriteFile(connected, nil, 0o644) // who waits for it will say that it is missing
 		}
 	}()
 	ts.Setenv(args[0], l.Addr().String())
