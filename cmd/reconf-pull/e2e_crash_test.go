@@ -168,13 +168,20 @@ func (c crowd) cutOff(m *machine, when instant, how func()) bool {
 // Whenever the power fails, the next run makes the host what it should be.
 func TestPowerCuts(t *testing.T) {
 	m, instants := bootCrowd(t)
-	inside := 0
+	inside, last := 0, crowd{"second"}
 	for i, when := range instants {
 		c := crowd{fmt.Sprintf("cut%d", i)}
-		if c.cutOff(m, when, m.PowerOff) {
+		cut := func() {
+			// Whoever syncs one file commits all renames until then, and no contents.
+			m.Write("/var/synced", nil, 0o600)
+			m.PowerOff()
+		}
+		if c.cutOff(m, when, cut) {
 			inside++
 		}
 		m.PowerOn()
+		m.noneTorn(last, c)
+		last = c
 		m.Run("systemctl", "stop", "*.timer")
 		m.Run("systemctl", "start", "reconf-pull.timer", "network-online.target")
 		if _, status := m.Try("reconf-pull", "status"); status != 3 && m.openChange() != nil {
@@ -190,16 +197,45 @@ func TestPowerCuts(t *testing.T) {
 // A kill leaves the page cache and the units that run.
 func TestKills(t *testing.T) {
 	m, instants := bootCrowd(t)
-	inside := 0
+	inside, last := 0, crowd{"second"}
 	for i, when := range instants {
 		c := crowd{fmt.Sprintf("kill%d", i)}
+		before := m.running()
 		if c.cutOff(m, when, m.killRun) {
 			inside++
 		}
+		m.noneTorn(last, c)
+		last = c
+		m.WaitFor(10*time.Second, func() bool { return m.Run("systemctl", "list-jobs", "--no-legend") == "" }, "the jobs that were queued")
+		killed := m.running()
 		c.finish(m)
+		// What the killed run restarted is not restarted again.
+		finished := m.running()
+		for _, unit := range c.units() {
+			if killed[unit] != "" && killed[unit] != before[unit] && killed[unit] != finished[unit] {
+				t.Errorf("%s: %s was restarted twice", when.name, unit)
+			}
+		}
 	}
 	if inside < 3 {
 		t.Errorf("%d of %d kills came when they should", inside, len(instants))
+	}
+}
+
+// noneTorn expects that every file is one version's or the other's.
+func (m *machine) noneTorn(old, new crowd) {
+	m.t.Helper()
+	whole := map[string]bool{}
+	for _, c := range []crowd{old, new} {
+		for path, data := range c.contents() {
+			whole[fmt.Sprintf("%x  %s", sha256.Sum256([]byte(data)), path)] = true
+		}
+	}
+	sums := m.Run("find", "/opt/crowd", "-type", "f", "!", "-name", ".*", "-exec", "sha256sum", "{}", "+")
+	for sum := range strings.SplitSeq(sums, "\n") {
+		if !whole[sum] {
+			m.t.Errorf("neither %s nor %s: %s", old.version, new.version, sum)
+		}
 	}
 }
 
