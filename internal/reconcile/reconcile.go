@@ -146,7 +146,10 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	}
 	if st.Change != nil && st.Change.Digest == string(hc.Digest) {
 		// The same digest is retried from its own inputs, with the steps that are done.
-		return out, r.resume(ctx, &out)
+		if err := r.resume(ctx, &out); err != nil || out.Finished != "" {
+			return out, err
+		}
+		// They were damaged: it is made anew from its source.
 	}
 	prop, err := r.propose(ctx, rev, tree, hc, reasons)
 	if err != nil {

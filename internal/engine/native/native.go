@@ -340,10 +340,15 @@ func sameFile(a, b string) bool {
 }
 
 func removeIfThere(p string) error {
-	if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	err := os.Remove(p)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return nil
 	}
-	return nil
+	// A read-only file system refuses before it looks.
+	if _, look := os.Lstat(p); errors.Is(look, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // makeDirectory makes a directory while staging, because others are staged

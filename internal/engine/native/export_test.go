@@ -1,0 +1,4 @@
+package native
+
+// Order is the order of a commit.
+var Order = order
