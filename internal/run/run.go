@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os/exec"
 	"strings"
 	"time"
@@ -51,22 +50,20 @@ type Host struct{ Timeout time.Duration }
 const defaultTimeout = 30 * time.Second
 
 // Run starts argv[0], looked up in the standard directories and among systemd's
-// own programs.
+// own programs. What it started ends with its time, as of a Group, but for
+// daemons.
 func (h Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
 	timeout := h.Timeout
 	if timeout == 0 {
 		timeout = defaultTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, find(argv[0]), argv[1:]...)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	cmd.WaitDelay = time.Second
+	cmd := command(argv)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("%w after %s", ctx.Err(), timeout)
+	if err := start(ctx, timeout, cmd, &session{}); err != nil {
+		var stuck *stuckError
+		if errors.As(err, &stuck) {
+			return nil, &Error{Argv: argv, Err: err}
 		}
 		return stdout.Bytes(), &Error{Argv: argv, Stderr: tail(stderr.String()), Err: err}
 	}
