@@ -69,7 +69,7 @@ func (e *Exporter) Export(refs []Reference) (finding.List, error) {
 		return nil, err
 	}
 	defer root.Close()
-	x := &export{Exporter: e, root: root, text: map[string]bool{}, done: map[string]bool{}}
+	x := &export{Exporter: e, root: root, text: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
 	if len(refs) > maxEntries {
 		last := refs[maxEntries]
 		return finding.List{{
@@ -102,6 +102,7 @@ type export struct {
 	root     *os.Root
 	text     map[string]bool // wanted as text by some reference, relative to the files-dir
 	done     map[string]bool
+	folders  map[string]bool // made below root
 	symlinks []symlink
 	refused  []Reference
 	through  bool // a reference leads through a symlink
@@ -259,19 +260,37 @@ func (x *export) read(entry source.Entry) ([]byte, error) {
 	return data, errors.Join(err, r.Close())
 }
 
-func (x *export) write(name string, data []byte, exec bool) error {
-	if err := x.root.MkdirAll(path.Dir(name), 0o700); err != nil {
+func (x *export) write(name string, data []byte, exec bool) (err error) {
+	if err := x.folder(path.Dir(name)); err != nil {
 		return err
 	}
 	mode := fs.FileMode(0o600)
 	if exec {
 		mode = 0o700
 	}
-	if err := x.root.WriteFile(name, data, mode); err != nil {
+	f, err := x.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if _, err := f.Write(data); err != nil {
 		return err
 	}
 	// Butane takes the mode of a tree's file from here, whatever the umask.
-	return x.root.Chmod(name, mode)
+	return f.Chmod(mode)
+}
+
+// folder makes a folder, once: asking the root for each file of it costs more
+// than the files.
+func (x *export) folder(name string) error {
+	if x.folders[name] {
+		return nil
+	}
+	if err := x.root.MkdirAll(name, 0o700); err != nil {
+		return err
+	}
+	x.folders[name] = true
+	return nil
 }
 
 // tree writes a folder and everything in it, once it is known to be within the
@@ -285,7 +304,7 @@ func (x *export) tree(ref Reference, folder source.Entry, name string) error {
 		var err error
 		switch entry := found.Entry; {
 		case entry.Mode == source.Directory:
-			err = x.root.MkdirAll(found.name, 0o700)
+			err = x.folder(found.name)
 		case entry.Mode == source.Symlink:
 			err = x.symlink(ref, entry, found.name)
 		case entry.Mode.IsFile():
