@@ -24,6 +24,10 @@ type Step interface {
 	Run(ctx context.Context) error
 }
 
+// Idler is a step that knows before it runs whether it has nothing to do. It
+// is then done with the save of the step before it, without one of its own.
+type Idler interface{ Idle() bool }
+
 // Skip is returned by a step that has nothing to do here, and says why.
 type Skip struct{ Reason string }
 
@@ -65,37 +69,47 @@ func (r *Runner) Run(ctx context.Context, change *state.Change, steps []Step, be
 	for _, s := range steps {
 		byName[s.Name()] = s
 	}
-	saved := begun // whether the present task is on disk as doing
-	for i := range change.Tasks {
-		task := &change.Tasks[i]
-		if task.Status == state.Done {
-			continue
-		}
-		step, ok := byName[task.Name]
-		if !ok {
-			return fmt.Errorf("internal error: the change has a step %q that this release does not know", task.Name)
-		}
+	task, err := r.next(change, byName)
+	for saved := begun; task != nil && err == nil; saved = true { // saved: task is on disk as doing
 		if !saved {
 			r.begin(task)
 			if err := r.Save(); err != nil {
 				return err
 			}
 		}
-		err := r.run(ctx, task, step)
-		if err != nil {
+		if err := r.run(ctx, task, byName[task.Name]); err != nil {
 			return err
 		}
 		// The save after a step is the one before the next step: a task that
 		// follows is marked in the same write. The last step commits by itself.
-		if i+1 < len(change.Tasks) {
-			r.begin(&change.Tasks[i+1])
-			if err := r.Save(); err != nil {
-				return err
-			}
-			saved = true
+		if task, err = r.next(change, byName); task != nil && err == nil {
+			r.begin(task)
+			err = r.Save()
 		}
 	}
-	return nil
+	return err
+}
+
+// next is the first task that is not done, nil when there is none. A step that
+// has nothing to do is done.
+func (r *Runner) next(change *state.Change, steps map[string]Step) (*state.Task, error) {
+	for i := range change.Tasks {
+		task := &change.Tasks[i]
+		if task.Status == state.Done {
+			continue
+		}
+		step, ok := steps[task.Name]
+		if !ok {
+			return nil, fmt.Errorf("internal error: the change has a step %q that this release does not know", task.Name)
+		}
+		if idler, ok := step.(Idler); !ok || task.Status != state.Todo || !idler.Idle() {
+			return task, nil
+		}
+		task.Status, task.Started, task.Ended = state.Done, r.Now(), r.Now()
+		task.Detail = "skipped: there is nothing to do"
+		r.Log.WithField("step", task.Name).Debug(task.Detail)
+	}
+	return nil, nil
 }
 
 func (r *Runner) begin(task *state.Task) {

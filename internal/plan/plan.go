@@ -113,6 +113,13 @@ func (p *Plan) Empty() bool {
 	return len(p.Units) == 0
 }
 
+// TouchesUnits tells whether the service manager is needed: a plan that only
+// writes files works without one.
+func (p *Plan) TouchesUnits() bool {
+	e := &p.Effect
+	return e.Reload || len(p.Units)+len(p.Stopped)+len(e.Early)+len(e.Touches) > 0
+}
+
 // Changed are the paths that the engine writes or removes, in the plan's order.
 func (p *Plan) Changed() []string {
 	var paths []string

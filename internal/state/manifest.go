@@ -71,6 +71,24 @@ const (
 
 // WriteManifest writes the manifest's file durably.
 func WriteManifest(path string, m *Manifest) error {
+	data, err := m.encode()
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(path, data, 0o600)
+}
+
+// StageManifest writes the manifest's file for a caller that makes it durable
+// together with what lies beside it.
+func StageManifest(path string, m *Manifest) error {
+	data, err := m.encode()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, data, 0o600)
+}
+
+func (m *Manifest) encode() ([]byte, error) {
 	var buf bytes.Buffer
 	w := csv.NewWriter(&buf)
 	w.Comma = '\t'
@@ -87,9 +105,9 @@ func WriteManifest(path string, m *Manifest) error {
 		rows = append(rows, []string{"unit", u.Name, strconv.FormatBool(u.Enabled), u.Before})
 	}
 	if err := w.WriteAll(rows); err != nil {
-		return fmt.Errorf("encoding the manifest: %w", err)
+		return nil, fmt.Errorf("encoding the manifest: %w", err)
 	}
-	return atomicfile.Write(path, buf.Bytes(), 0o600)
+	return buf.Bytes(), nil
 }
 
 // ReadManifest reads what WriteManifest wrote. A file that is not a manifest

@@ -46,7 +46,7 @@ type saved struct {
 // Before saves the state of all touched units once, then disables and stops
 // those that lose their file or are masked.
 func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
-	if !needsManager(p) {
+	if !p.TouchesUnits() {
 		return nil
 	}
 	m, err := l.Connect(ctx)
@@ -88,13 +88,6 @@ func (l *Live) save(ctx context.Context, m *systemd.Manager, dir string, p *plan
 	return s, writeSaved(dir, s)
 }
 
-// needsManager tells whether a plan touches units at all: one that only
-// writes files works without a service manager.
-func needsManager(p *plan.Plan) bool {
-	e := &p.Effect
-	return e.Reload || len(p.Units)+len(p.Stopped)+len(e.Early)+len(e.Touches) > 0
-}
-
 // disabledFirst are the units that are disabled by their old file.
 func disabledFirst(p *plan.Plan) []string {
 	var first []string
@@ -122,7 +115,7 @@ func names(p *plan.Plan) []string {
 // and disables, then restarts by the saved states and watches.
 func (l *Live) After(ctx context.Context, dir string, p *plan.Plan) error {
 	errs := l.commands(ctx, p)
-	if !needsManager(p) {
+	if !p.TouchesUnits() {
 		return errs
 	}
 	m, err := l.Connect(ctx)

@@ -48,6 +48,11 @@ type postConfigure struct {
 
 func (s *postConfigure) Name() string { return "post-configure" }
 
+// Idle is true of a change that only writes files.
+func (s *postConfigure) Idle() bool {
+	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0
+}
+
 func (s *postConfigure) Run(ctx context.Context) error {
 	return s.u.Units.After(ctx, s.job.Dir, s.job.Plan)
 }
@@ -76,7 +81,9 @@ func (s *record) Run(context.Context) error {
 		if err := os.Rename(s.job.Dir, final); err != nil {
 			return fmt.Errorf("recording the generation: %w", err)
 		}
-		if err := errors.Join(atomicfile.SyncDir(filepath.Dir(final)), atomicfile.SyncDir(filepath.Dir(s.job.Dir))); err != nil {
+		// The old name needs no sync: should a power cut bring it back, no state
+		// names it any more, and Prune takes it away.
+		if err := atomicfile.SyncDir(filepath.Dir(final)); err != nil {
 			return err
 		}
 		s.job.Dir = final

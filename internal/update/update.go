@@ -198,7 +198,7 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 	if err := writeJSON(filepath.Join(dir, "inputs.json"), in); err != nil {
 		return err
 	}
-	return state.WriteManifest(filepath.Join(dir, "manifest"), &p.Manifest)
+	return state.StageManifest(filepath.Join(dir, "manifest"), &p.Manifest)
 }
 
 func (u *Update) blob(sum string) string { return filepath.Join(u.Dirs.Blobs(), sum) }
