@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
@@ -69,6 +70,12 @@ const (
 	unitFields     = 4
 )
 
+// A csv reader takes CR LF inside a field for LF, and a file name may have both.
+var (
+	escape   = strings.NewReplacer("%", "%25", "\r", "%0D")
+	unescape = strings.NewReplacer("%25", "%", "%0D", "\r")
+)
+
 // WriteManifest writes the manifest's file durably.
 func WriteManifest(path string, m *Manifest) error {
 	data, err := m.encode()
@@ -96,8 +103,8 @@ func (m *Manifest) encode() ([]byte, error) {
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	for _, e := range m.Entries {
 		rows = append(rows, []string{
-			"path", e.Path, string(e.Kind), strconv.FormatUint(uint64(e.Mode), 8), strconv.Itoa(e.UID), strconv.Itoa(e.GID),
-			e.SHA256, e.Target, string(e.Origin), e.Source,
+			"path", escape.Replace(e.Path), string(e.Kind), strconv.FormatUint(uint64(e.Mode), 8), strconv.Itoa(e.UID), strconv.Itoa(e.GID),
+			e.SHA256, escape.Replace(e.Target), string(e.Origin), e.Source,
 			strconv.FormatUint(e.Stat.Inode, 10), number(e.Stat.Size), number(e.Stat.MTime), number(e.Stat.CTime),
 		})
 	}
@@ -167,10 +174,10 @@ func decodeEntry(row []string) (Entry, error) {
 		return Entry{}, err
 	}
 	entry := Entry{
-		Path: row[1],
+		Path: unescape.Replace(row[1]),
 		Node: disk.Node{
 			Kind: disk.Kind(row[2]), Mode: uint32(number(row[3], 8)), UID: int(number(row[4], 10)), GID: int(number(row[5], 10)),
-			SHA256: row[6], Target: row[7],
+			SHA256: row[6], Target: unescape.Replace(row[7]),
 		},
 		Origin: Origin(row[8]), Source: row[9],
 		Stat: disk.Stat{Inode: inode, Size: number(row[11], 10), MTime: number(row[12], 10), CTime: number(row[13], 10)},
