@@ -85,8 +85,10 @@ func from(f desired.File) string {
 
 // WriteSummary counts what a host config asks for.
 func WriteSummary(w io.Writer, hc *fleet.HostConfig, s desired.State) error {
-	_, err := fmt.Fprintf(w, "%s: %d files, %d directories, %d links, %d units; %d layers, %d references; digest %s\n",
-		hc.Name, len(s.Files), len(s.Directories), len(s.Links), len(s.Units), len(hc.Layers), len(hc.References), hc.Digest)
+	_, err := fmt.Fprintf(w, "%s: %s, %s, %s, %s; %s, %s; digest %s\n", hc.Name,
+		counted(len(s.Files), "file", "files"), counted(len(s.Directories), "directory", "directories"),
+		counted(len(s.Links), "link", "links"), counted(len(s.Units), "unit", "units"),
+		counted(len(hc.Layers), "layer", "layers"), counted(len(hc.References), "reference", "references"), hc.Digest)
 	return err
 }
 

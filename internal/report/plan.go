@@ -87,11 +87,13 @@ func Summary(p *plan.Plan) string {
 	return strings.Join(parts, ", ")
 }
 
-func units(n int) string {
+func units(n int) string { return counted(n, "unit", "units") }
+
+func counted(n int, one, many string) string {
 	if n == 1 {
-		return "1 unit"
+		return "1 " + one
 	}
-	return fmt.Sprintf("%d units", n)
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 func restarts(p *plan.Plan) []service.Touch {

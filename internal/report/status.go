@@ -136,7 +136,7 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 			row("commit", "%s, by %s", s.Subject.Subject, s.Subject.Author)
 		}
 		row("digest", "%s", s.Applied.Digest)
-		row("managed", "%d paths, engine %s", s.Managed, s.Engine)
+		row("managed", "%s, engine %s", paths(s.Managed), s.Engine)
 	}
 	if s.Source != "" {
 		row("source", "%s", s.Source)
@@ -242,12 +242,7 @@ func WriteHistory(w io.Writer, all []*update.Generation) error {
 	return nil
 }
 
-func paths(n int) string {
-	if n == 1 {
-		return "1 path"
-	}
-	return fmt.Sprintf("%d paths", n)
-}
+func paths(n int) string { return counted(n, "path", "paths") }
 
 // WriteGeneration prints the whole record of one generation.
 func WriteGeneration(w io.Writer, g *update.Generation) error {
