@@ -124,6 +124,9 @@ func (o *Opener) raw(ctx context.Context, c desired.Content) (io.ReadCloser, boo
 // hash is of the decompressed bytes, so it is checked by whoever reads.
 func (o *Opener) download(ctx context.Context, c desired.Content) (_ io.ReadCloser, err error) {
 	kept := filepath.Join(o.Downloads, strings.ReplaceAll(c.Verify, "/", "_"))
+	if c.Gzip {
+		kept += ".gz" // the hash is of what is in it
+	}
 	if f, err := os.Open(kept); err == nil {
 		if err := o.check(c, f); err == nil {
 			_, err = f.Seek(0, io.SeekStart)
@@ -187,6 +190,7 @@ func (o *Opener) fetch(ctx context.Context, c desired.Content, into io.Writer) e
 			for name := range c.Headers {
 				next.Header.Del(name) // a header may be a credential of the first host
 			}
+			next.Header.Del("Referer") // so may the query of its URL
 		}
 		return nil
 	}
