@@ -198,6 +198,9 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 	if err := writeJSON(filepath.Join(dir, "inputs.json"), in); err != nil {
 		return err
 	}
+	if err := writeLists(dir, p); err != nil {
+		return err
+	}
 	return state.StageManifest(filepath.Join(dir, "manifest"), &p.Manifest)
 }
 
