@@ -340,10 +340,17 @@ func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (
 	}
 	defer func() {
 		if err != nil {
-			// Who still sends is not waited for: go-git ends a transport at the first
-			// read after its context.
+			// Who still sends is not waited for: go-git ends a transport at a read
+			// that fails after its context, and else Close waits for ever. The first
+			// reads may find what is buffered, and later ones bytes, by chance.
 			cancel()
-			_, _ = resp.Read(make([]byte, 1))
+			const enough = 64
+			buffer := make([]byte, 64<<10)
+			for range enough {
+				if _, e := resp.Read(buffer); e != nil {
+					break
+				}
+			}
 		}
 		if e := resp.Close(); err == nil && e != nil {
 			err = e
