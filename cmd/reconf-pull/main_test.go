@@ -40,6 +40,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
+		WorkdirRoot:         t.TempDir(), // testscript leaves its own behind, empty
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup:               prepare,
