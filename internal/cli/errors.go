@@ -16,6 +16,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/update"
 )
 
 // The exit statuses; systemd prints these names (systemd.exec(5)).
@@ -133,8 +134,13 @@ func hint(err error) string {
 		refused *plan.RefusedError
 		usage   *usageError
 		step    *pipeline.StepError
+		back    *update.RolledBackError
 	)
 	switch {
+	case errors.As(err, &back) && back.Back == nil:
+		return "the host is as it was before; push a commit that mends it, or mend the host and say reconf-pull retry"
+	case errors.As(err, &back):
+		return "the next run goes on rolling back; reconf-pull status shows what is left"
 	case errors.As(err, &step):
 		return "the change is kept; the next run goes on with it, a new push replaces it, and reconf-pull status shows it"
 	case errors.As(err, &hinted):

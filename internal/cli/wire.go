@@ -172,7 +172,8 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		},
 		Contents: a.contents(m),
 		Accounts: accounts, OnChange: systemd.OnChange, Log: m.log,
-		Update:   &update.Update{Host: m.host, Dirs: m.dirs, State: st, Engine: engine, Log: m.log, Keep: m.config.Keep},
+		Update: &update.Update{Host: m.host, Dirs: m.dirs, State: st, Engine: engine, Log: m.log, Keep: m.config.Keep,
+			MaxAttempts: m.config.Retry.Attempts, KeepFailed: m.config.Apply.OnFailure == "keep"},
 		Announce: func(*reconcile.Proposal) {},
 	}
 	if m.host.Live() {

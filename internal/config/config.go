@@ -27,6 +27,7 @@ type Config struct {
 	Translate Translate `toml:"translate"`
 	Apply     Apply     `toml:"apply"`
 	Drift     Drift     `toml:"drift"`
+	Retry     Retry     `toml:"retry"`
 	Service   Service   `toml:"service"`
 	Keep      int       `toml:"keep"` // generations on disk
 }
@@ -62,6 +63,12 @@ type Apply struct {
 	OnConflict       string `toml:"on_conflict"`
 	PruneModified    bool   `toml:"prune_modified"`
 	AllowMassRemoval bool   `toml:"allow_mass_removal"`
+	OnFailure        string `toml:"on_failure"`
+}
+
+// Retry bounds how often a step is begun.
+type Retry struct {
+	Attempts int `toml:"attempts"`
 }
 
 // Drift is what happens to paths that changed on the host only.
@@ -89,8 +96,9 @@ func Default() Config {
 	return Config{
 		Source:    Source{Timeout: Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts"},
 		Translate: Translate{Strict: true, MaxFile: maxFile},
-		Apply:     Apply{OnConflict: "replace"},
+		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
+		Retry:     Retry{Attempts: 3},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
 		Keep:      10,
 	}
@@ -136,6 +144,7 @@ func (c *Config) check(path string, data []byte) finding.List {
 		bad(fmt.Sprintf("%s = %q is none of %s", strings.Join(key, "."), value, strings.Join(of, ", ")), key...)
 	}
 	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
+	choice(c.Apply.OnFailure, []string{"rollback", "keep"}, "apply", "on_failure")
 	choice(c.Drift.Mode, []string{"report", "correct"}, "drift", "mode")
 	if c.Source.Timeout <= 0 {
 		bad("source.timeout must be longer than 0", "source", "timeout")
@@ -148,6 +157,9 @@ func (c *Config) check(path string, data []byte) finding.List {
 	}
 	if c.Translate.MaxFile <= 0 {
 		bad("translate.max_file must be larger than 0", "translate", "max_file")
+	}
+	if c.Retry.Attempts < 1 {
+		bad("retry.attempts must be at least 1", "retry", "attempts")
 	}
 	if c.Keep < 1 {
 		bad("keep must be at least 1: the applied generation is one", "keep")

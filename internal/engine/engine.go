@@ -36,6 +36,9 @@ type Engine interface {
 	// Apply brings the disk to the plan. An error that wraps ErrUntouched means
 	// that nothing on the host was changed and nothing was left behind.
 	Apply(ctx context.Context, job *Job) (Result, error)
+	// Rollback brings back what the change found. It may be called again after a
+	// crash; what was edited since is kept and named in the result.
+	Rollback(ctx context.Context, job *Job) (Result, error)
 	// Clean takes away what an Apply that will not be repeated left beside its
 	// targets.
 	Clean(ctx context.Context, job *Job) error

@@ -112,6 +112,18 @@ func (e *OtherHostError) Hint() string {
 	return fmt.Sprintf("if it really is %s now, say so once: reconf-pull run --host %s, or set name under [host] in config.toml", e.Resolved, e.Resolved)
 }
 
+// HeldError says that the tip's digest failed before and is not tried again.
+type HeldError struct{ state.Hold }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%.12s is held since %s: %s: %s", e.Commit, e.Time.UTC().Format(time.RFC3339), e.Step, e.Reason)
+}
+
+// Hint says how a hold ends.
+func (e *HeldError) Hint() string {
+	return "push a commit that mends it, or mend the host and say reconf-pull retry"
+}
+
 // Run is one pull. The caller holds the run lock.
 func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	started := r.Host.Now()
@@ -136,6 +148,9 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	}
 	st := r.Update.State
 	out.Host, out.Ref, out.Commit, out.Digest = hc.Name, rev.Ref, rev.Commit, string(hc.Digest)
+	if held := st.Held; held != nil && held.Digest == string(hc.Digest) {
+		return out, errors.Join(&HeldError{Hold: *held}, r.bringBack(ctx, &out))
+	}
 	reasons, err := r.reasons(hc, &out)
 	if err != nil {
 		return out, err
@@ -162,11 +177,18 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 // else: it needs no source.
 func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
 	change := r.Update.State.Change
-	if change == nil || change.Failure() != nil {
+	if change == nil || change.Ended() {
 		return nil
 	}
 	r.Log.Infof("going on with change %s, which did not end", change.ID)
-	return r.resume(ctx, out)
+	err := r.resume(ctx, out)
+	var back *update.RolledBackError
+	if errors.As(err, &back) && back.Back == nil {
+		// It is over, and the tip may hold its repair.
+		r.Log.Error(err)
+		return nil
+	}
+	return err
 }
 
 func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
@@ -187,16 +209,22 @@ func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
 
 // withoutSource does what needs no source: it goes on with a failed change,
 // since nobody can say whether there is a better one, or brings the applied
-// generation back where the operating system or somebody undid it.
+// generation back.
 func (r *Reconciler) withoutSource(ctx context.Context, fetch error, out *Outcome) error {
 	st := r.Update.State
 	if !errors.Is(fetch, source.ErrUnavailable) {
 		return nil
 	}
-	if st.Change != nil {
+	if st.Change != nil && st.Held == nil {
 		return r.resume(ctx, out)
 	}
-	if st.Applied == nil {
+	return r.bringBack(ctx, out)
+}
+
+// bringBack restores the applied generation, from what was stored for it,
+// where the operating system or somebody undid it.
+func (r *Reconciler) bringBack(ctx context.Context, out *Outcome) error {
+	if st := r.Update.State; st.Applied == nil || st.Change != nil {
 		return nil
 	}
 	reasons, err := r.standing(out)
@@ -418,11 +446,13 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome)
 	return nil
 }
 
+// rememberRef saves what an up-to-date host did not know: the branch, or that
+// another digest than the held one is wanted now.
 func (r *Reconciler) rememberRef(ref string) error {
-	if r.Update.State.Ref == ref {
+	if r.Update.State.Ref == ref && r.Update.State.Held == nil {
 		return nil
 	}
-	r.Update.State.Ref = ref
+	r.Update.State.Ref, r.Update.State.Held = ref, nil
 	return state.Save(r.Dirs, r.Update.State)
 }
 

@@ -30,6 +30,7 @@ type Status struct {
 	Health  Health             `json:"health"`
 	Applied *state.Applied     `json:"applied,omitempty"`
 	Change  *state.Change      `json:"change,omitempty"`
+	Held    *state.Hold        `json:"held,omitempty"`
 	Last    *reconcile.Last    `json:"last,omitempty"`
 	Managed int                `json:"managed_paths"`
 	Notes   []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
@@ -66,7 +67,7 @@ func ReadStatus(dirs state.Dirs) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Last: last}
+	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Held: st.Held, Last: last}
 	if st.Applied != nil {
 		dir := dirs.Generation(st.Applied.Generation)
 		m, err := state.ReadManifest(filepath.Join(dir, "manifest"))
@@ -106,6 +107,12 @@ func readLast(dirs state.Dirs) (*reconcile.Last, error) {
 // judge finds the health and the one thing to do next.
 func (s *Status) judge() {
 	switch {
+	case s.Change != nil && len(s.Change.Rollback) > 0 && s.Change.Ended():
+		s.Health, s.Next = Failing, "rolling back did not end: mend what the step names and say reconf-pull retry"
+	case s.Held != nil && s.Held.Step == "rollback":
+		s.Health, s.Next = Failing, "rolled back by hand: push another commit, or say reconf-pull retry"
+	case s.Held != nil:
+		s.Health, s.Next = Failing, "push a commit that mends it, or mend the host and say reconf-pull retry"
 	case s.Change != nil && s.Change.Failure() != nil:
 		s.Health = Failing
 		s.Next = fmt.Sprintf("step %s failed: mend the host config and push, or mend the host and run `reconf-pull run`", s.Change.Failure().Name)
@@ -155,7 +162,7 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 	}
 	if c := s.Change; c != nil {
 		row("change", "%s to %s, because %s", c.ID, short(c.Commit), strings.Join(c.Reasons, ", "))
-		for _, t := range c.Tasks {
+		for _, t := range slices.Concat(c.Tasks, c.Rollback) {
 			text := fmt.Sprintf("%s: %s", t.Name, t.Status)
 			if t.Attempts > 1 {
 				text += fmt.Sprintf(" (start %d)", t.Attempts)
@@ -165,6 +172,10 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 			}
 			row("step", "%s", text)
 		}
+	}
+	if h := s.Held; h != nil {
+		row("held", "%s (%s) since %s", h.Digest, short(h.Commit), h.Time.UTC().Format(time.RFC3339))
+		row("because", "%s: %s", h.Step, strings.ReplaceAll(h.Reason, "\n", "\n          "))
 	}
 	for _, note := range s.Notes {
 		row("note", "%s", note)
@@ -223,6 +234,12 @@ func History(dirs state.Dirs) ([]*update.Generation, error) {
 		}
 		all = append(all, g)
 	}
+	failed, err := update.Failures(dirs)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", state.ErrUnreadable, err)
+	}
+	all = append(all, failed...)
+	slices.SortStableFunc(all, func(a, b *update.Generation) int { return b.Ended.Compare(a.Ended) })
 	return all, nil
 }
 
@@ -233,8 +250,12 @@ func WriteHistory(w io.Writer, all []*update.Generation) error {
 		if g.Previous != "" {
 			from = short(g.Previous)
 		}
-		_, err := fmt.Fprintf(w, "%4d  %s  %s -> %s  %s, %s, %s  (%s)\n", g.Number, g.Ended.UTC().Format("2006-01-02 15:04:05Z"), from, short(g.Commit),
-			paths(len(g.Changes)), units(len(g.Touched)), g.Ended.Sub(g.Started).Round(time.Millisecond), strings.Join(g.Reasons, ", "))
+		number, result := fmt.Sprint(g.Number), ""
+		if g.Result != "" {
+			number, result = "-", ", "+g.Result
+		}
+		_, err := fmt.Fprintf(w, "%4s  %s  %s -> %s  %s, %s, %s%s  (%s)\n", number, g.Ended.UTC().Format("2006-01-02 15:04:05Z"), from, short(g.Commit),
+			paths(len(g.Changes)), units(len(g.Touched)), g.Ended.Sub(g.Started).Round(time.Millisecond), result, strings.Join(g.Reasons, ", "))
 		if err != nil {
 			return err
 		}
@@ -247,7 +268,12 @@ func paths(n int) string { return counted(n, "path", "paths") }
 // WriteGeneration prints the whole record of one generation.
 func WriteGeneration(w io.Writer, g *update.Generation) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "generation %d of %s\n", g.Number, g.Host)
+	if g.Result != "" {
+		fmt.Fprintf(&b, "change     %s of %s, %s\n", g.Change, g.Host, g.Result)
+		fmt.Fprintf(&b, "error      %s\n", strings.ReplaceAll(g.Error, "\n", "\n           "))
+	} else {
+		fmt.Fprintf(&b, "generation %d of %s\n", g.Number, g.Host)
+	}
 	fmt.Fprintf(&b, "commit     %s (%s)\n", g.Commit, branch(g.Ref))
 	if g.Previous != "" {
 		fmt.Fprintf(&b, "previous   %s\n", g.Previous)

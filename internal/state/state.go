@@ -39,6 +39,18 @@ type State struct {
 	// Open are changes that began, were neither recorded nor rolled back, and
 	// were superseded by another one: what they wrote still counts as base.
 	Open []string `json:"open,omitempty"`
+	// Held is the digest that is not tried again.
+	Held *Hold `json:"held,omitempty"`
+}
+
+// Hold keeps a digest that failed for good from being tried again, until there
+// is another one or an operator says retry.
+type Hold struct {
+	Digest string    `json:"digest"`
+	Commit string    `json:"commit"`
+	Step   string    `json:"step"`
+	Reason string    `json:"reason"`
+	Time   time.Time `json:"time"`
 }
 
 // Applied is the generation that the host has.
@@ -87,13 +99,29 @@ type Change struct {
 	Reasons    []string  `json:"reasons"`
 	Pinned     time.Time `json:"pinned"`
 	Tasks      []Task    `json:"tasks"`
+	// Rollback are the tasks that undo the change. When there are any, the change
+	// is on its way back.
+	Rollback []Task `json:"rollback,omitempty"`
+	// ByHand: the change is a recorded generation that an operator undoes.
+	ByHand bool `json:"by_hand,omitempty"`
+}
+
+// Ended tells whether a change is left alone until somebody, or another
+// digest, decides about it: a step or the way back failed.
+func (c *Change) Ended() bool {
+	if len(c.Rollback) > 0 {
+		return failure(c.Rollback) != nil
+	}
+	return c.Failure() != nil
 }
 
 // Failure returns the task that ended in an error, nil when none did.
-func (c *Change) Failure() *Task {
-	for i := range c.Tasks {
-		if c.Tasks[i].Status == Failed {
-			return &c.Tasks[i]
+func (c *Change) Failure() *Task { return failure(c.Tasks) }
+
+func failure(tasks []Task) *Task {
+	for i := range tasks {
+		if tasks[i].Status == Failed {
+			return &tasks[i]
 		}
 	}
 	return nil
@@ -112,6 +140,9 @@ func (d Dirs) Change(id string) string { return filepath.Join(d.State, "changes"
 func (d Dirs) Generation(n int) string {
 	return filepath.Join(d.State, "generations", strconv.Itoa(n))
 }
+
+// Failed is the directory of a change that was rolled back.
+func (d Dirs) Failed(id string) string { return filepath.Join(d.State, "failed", id) }
 
 // Blobs is the directory of contents by SHA-256.
 func (d Dirs) Blobs() string { return filepath.Join(d.State, "blobs") }

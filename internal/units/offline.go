@@ -53,6 +53,19 @@ func (o *Offline) After(_ context.Context, _ string, p *plan.Plan) error {
 	return nil
 }
 
+// Back undoes the enablement that the plan carried out.
+func (o *Offline) Back(_ context.Context, _ string, p *plan.Plan) error {
+	var errs []error
+	for _, u := range p.Units {
+		if u.Enable && !u.Again {
+			errs = append(errs, o.disable([]string{u.Name}))
+		} else {
+			errs = append(errs, o.enable(u.Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Late has nothing to do where nothing runs.
 func (o *Offline) Late(context.Context, *plan.Plan) error { return nil }
 

@@ -54,7 +54,7 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 		return err
 	}
 	defer m.Close()
-	before, err := readSaved(dir)
+	before, err := readSaved(savedFile(dir))
 	if errors.Is(err, os.ErrNotExist) {
 		before, err = l.save(ctx, m, dir, p)
 	}
@@ -85,7 +85,7 @@ func (l *Live) save(ctx context.Context, m *systemd.Manager, dir string, p *plan
 		return saved{}, fmt.Errorf("asking for the state of units: %w", err)
 	}
 	s := saved{BootID: l.Host.BootID(), Units: states}
-	return s, writeSaved(dir, s)
+	return s, writeSaved(savedFile(dir), s)
 }
 
 // disabledFirst are the units that are disabled by their old file.
@@ -123,7 +123,7 @@ func (l *Live) After(ctx context.Context, dir string, p *plan.Plan) error {
 		return errors.Join(errs, err)
 	}
 	defer m.Close()
-	before, err := readSaved(dir)
+	before, err := readSaved(savedFile(dir))
 	if err != nil {
 		return errors.Join(errs, err)
 	}
@@ -320,24 +320,24 @@ func (l *Live) Late(ctx context.Context, p *plan.Plan) error {
 
 func savedFile(dir string) string { return filepath.Join(dir, "units.json") }
 
-func readSaved(dir string) (saved, error) {
+func readSaved(file string) (saved, error) {
 	var s saved
-	data, err := os.ReadFile(savedFile(dir))
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return s, err
 	}
 	if err := json.Unmarshal(data, &s); err != nil {
-		return s, fmt.Errorf("reading %s: %w", savedFile(dir), err)
+		return s, fmt.Errorf("reading %s: %w", file, err)
 	}
 	return s, nil
 }
 
-func writeSaved(dir string, s saved) error {
+func writeSaved(file string, s saved) error {
 	data, err := json.MarshalIndent(s, "", " ")
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(savedFile(dir), data, 0o600); err != nil {
+	if err := atomicfile.Write(file, data, 0o600); err != nil {
 		return fmt.Errorf("saving what units do: %w", err)
 	}
 	return nil

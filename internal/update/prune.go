@@ -41,11 +41,20 @@ func (u *Update) Prune() error {
 			}
 		}
 	}
+	kept := max(u.Keep, 1)
+	failures, err := Failures(u.Dirs)
+	if err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	for _, g := range failures[:max(len(failures)-kept, 0)] {
+		if err := os.RemoveAll(u.Dirs.Failed(g.Change)); err != nil {
+			return fmt.Errorf("cleaning up: %w", err)
+		}
+	}
 	numbers, err := state.Generations(u.Dirs)
 	if err != nil {
 		return err
 	}
-	kept := max(u.Keep, 1)
 	if len(numbers) <= kept {
 		return nil
 	}

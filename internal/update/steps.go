@@ -93,7 +93,7 @@ func (s *record) Run(context.Context) error {
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
 		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
 	}
-	u.State.Change, u.State.Open = nil, nil
+	u.State.Change, u.State.Open, u.State.Held = nil, nil, nil
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		*u.State = before
 		return err
@@ -127,6 +127,9 @@ type Generation struct {
 	// had they run.
 	Touched []string `json:"touched,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
+	// Result is "rolled back" where the change failed, with the Error of its step.
+	Result string `json:"result,omitempty"`
+	Error  string `json:"error,omitempty"`
 }
 
 // PathChange is one line of a generation: what happened to a path.

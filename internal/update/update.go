@@ -39,6 +39,8 @@ type Units interface {
 	Before(ctx context.Context, dir string, p *plan.Plan) error
 	// After runs when the files are written.
 	After(ctx context.Context, dir string, p *plan.Plan) error
+	// Back brings units back to what Before saved, when the files are back.
+	Back(ctx context.Context, dir string, p *plan.Plan) error
 	// Late touches the agent's own timer and path units, after the record.
 	Late(ctx context.Context, p *plan.Plan) error
 }
@@ -53,6 +55,10 @@ type Update struct {
 	Log    logrus.FieldLogger
 	// Keep is how many generations stay on disk, at least 1.
 	Keep int
+	// MaxAttempts is how often a step is begun before it counts as failed for good.
+	MaxAttempts int
+	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
+	KeepFailed bool
 }
 
 // Inputs is what a pinned change keeps beside its plan, for whoever shows or
@@ -333,7 +339,26 @@ func (u *Update) Resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(change.Rollback) > 0 {
+		return u.resumeBack(ctx, change, job)
+	}
+	if dead := u.exhausted(change.Tasks); dead != nil {
+		return u.failed(ctx, change, job, dead)
+	}
 	return u.run(ctx, change, job, false)
+}
+
+// resumeBack goes on with the way back. One that died as often as a step may
+// is left as it is: the digest stays held, with everything that would undo it.
+func (u *Update) resumeBack(ctx context.Context, change *state.Change, job *engine.Job) error {
+	failed := &pipeline.StepError{Step: "rollback", Err: errors.New("begun by an earlier run")}
+	if held := u.State.Held; held != nil {
+		failed = &pipeline.StepError{Step: held.Step, Err: errors.New(held.Reason)}
+	}
+	if dead := u.exhausted(change.Rollback); dead != nil {
+		return &RolledBackError{Failed: failed, Back: dead}
+	}
+	return &RolledBackError{Failed: failed, Back: u.goBack(ctx, change, job, false)}
 }
 
 // dir is where the change lies: record moves it to its generation before the
@@ -345,6 +370,12 @@ func (u *Update) dir(id string) string {
 	}
 	if g, err := ReadGeneration(moved); err == nil && g.Change == id {
 		return moved
+	}
+	if _, err := os.Stat(u.Dirs.Failed(id)); err == nil {
+		return u.Dirs.Failed(id)
+	}
+	if u.State.Applied != nil && u.State.Change != nil && u.State.Change.ByHand {
+		return u.Dirs.Generation(u.State.Applied.Generation)
 	}
 	return dir
 }
@@ -510,6 +541,10 @@ func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job,
 	err := u.runner(change).Run(ctx, change, u.steps(change, job), begun)
 	if errors.Is(err, engine.ErrUntouched) {
 		return errors.Join(err, u.forget(change))
+	}
+	var failed *pipeline.StepError
+	if errors.As(err, &failed) && ctx.Err() == nil {
+		return u.failed(ctx, change, job, failed)
 	}
 	if err != nil {
 		return err

@@ -99,7 +99,7 @@ func (e *Engine) existingParent(p string) (string, error) {
 
 // Apply carries the plan out: see the package's rule.
 func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, error) {
-	t := &transaction{Engine: e, job: job, dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{}}
+	t := newTransaction(e, job)
 	err := t.run(ctx)
 	e.Host.Forget()
 	if err == nil || t.begun {
@@ -131,6 +131,10 @@ func (e *Engine) Clean(_ context.Context, job *engine.Job) error {
 	return (&transaction{Engine: e, job: job}).undoStaging()
 }
 
+func newTransaction(e *Engine, job *engine.Job) *transaction {
+	return &transaction{Engine: e, job: job, dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{}}
+}
+
 type transaction struct {
 	*Engine
 	job    *engine.Job
@@ -143,6 +147,8 @@ type transaction struct {
 	roots map[uint64]string // a path on every file system that was written
 	// labels are the SELinux contexts of the final paths, where it is enabled.
 	labels map[string]string
+	// backups are where contents lie that are brought back, by their SHA-256.
+	backups map[string]string
 }
 
 func (t *transaction) run(ctx context.Context) error {
@@ -174,6 +180,9 @@ func (t *transaction) run(ctx context.Context) error {
 	}
 	if err := t.syncNames(); err != nil {
 		return err
+	}
+	if t.job.Manifest == nil {
+		return nil // a rollback: the generation before has its own
 	}
 	return t.fillManifest()
 }
@@ -398,7 +407,11 @@ func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
 // copyBlob copies what the pin stored, sharing the blocks where the file
 // system can, and checks every byte that it copies.
 func (t *transaction) copyBlob(into *os.File, sum string) error {
-	blob, err := os.Open(filepath.Join(t.Blobs, sum))
+	stored, ok := t.backups[sum]
+	if !ok {
+		stored = filepath.Join(t.Blobs, sum)
+	}
+	blob, err := os.Open(stored)
 	if errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
 	}

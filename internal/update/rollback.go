@@ -1,0 +1,262 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// backSteps is the order of the way back.
+func (u *Update) backSteps(c *state.Change, job *engine.Job) []pipeline.Step {
+	return []pipeline.Step{
+		&rollbackFiles{u, job},    // from the change's own backups
+		&rollbackUnits{u, job},    // enablement, and what units did before
+		&recordFailure{u, c, job}, // the change goes to failed/, its digest is held
+	}
+}
+
+// RolledBackError is a change that failed for good and was undone.
+type RolledBackError struct {
+	Failed *pipeline.StepError
+	Back   error // nil: everything that was there is back
+}
+
+func (e *RolledBackError) Error() string {
+	if e.Back != nil {
+		return fmt.Sprintf("%v\nrolling back did not end: %v", e.Failed, e.Back)
+	}
+	return fmt.Sprintf("%v\nthe change was rolled back, and its digest is held", e.Failed)
+}
+
+func (e *RolledBackError) Unwrap() error { return e.Failed }
+
+// failed decides what becomes of a change one of whose steps failed. Steps
+// that touched the host roll back at once; a record that could not be written
+// is simply tried again.
+func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.Job, err *pipeline.StepError) error {
+	switch {
+	case err.Step == (&record{}).Name():
+		return err
+	case u.KeepFailed:
+		u.State.Held = u.hold(change, err.Step, err.Err)
+		return errors.Join(err, state.Save(u.Dirs, u.State))
+	}
+	return u.rollBack(ctx, change, job, err)
+}
+
+func (u *Update) hold(change *state.Change, step string, why error) *state.Hold {
+	return &state.Hold{Digest: change.Digest, Commit: change.Commit, Step: step, Reason: why.Error(), Time: u.Host.Now()}
+}
+
+// rollBack begins the way back: the save that says so is the one before its
+// first step.
+func (u *Update) rollBack(ctx context.Context, change *state.Change, job *engine.Job, failed *pipeline.StepError) error {
+	u.Log.WithField("change", change.ID).Warnf("rolling back: %v", failed)
+	back := &state.Change{ID: change.ID}
+	u.runner(change).Begin(back, u.backSteps(change, job))
+	change.Rollback = back.Tasks
+	u.State.Held = u.hold(change, failed.Step, failed.Err)
+	if err := state.Save(u.Dirs, u.State); err != nil {
+		return errors.Join(failed, err)
+	}
+	return &RolledBackError{Failed: failed, Back: u.goBack(ctx, change, job, true)}
+}
+
+// goBack runs the tasks of the way back, or goes on with them.
+func (u *Update) goBack(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
+	err := u.runner(change).Run(ctx, &state.Change{ID: change.ID, Tasks: change.Rollback}, u.backSteps(change, job), begun)
+	if err != nil {
+		return err
+	}
+	return u.Prune()
+}
+
+// exhausted is the step that a crash ended every time it was begun: a kernel
+// that dies in every apply must not be sent there for ever.
+func (u *Update) exhausted(tasks []state.Task) *pipeline.StepError {
+	for i := range tasks {
+		task := &tasks[i]
+		if task.Status == state.Doing && u.MaxAttempts > 0 && task.Attempts >= u.MaxAttempts {
+			return &pipeline.StepError{Step: task.Name, Err: fmt.Errorf("begun %d times, and the machine or the run died every time", task.Attempts)}
+		}
+	}
+	return nil
+}
+
+type rollbackFiles struct {
+	u   *Update
+	job *engine.Job
+}
+
+func (s *rollbackFiles) Name() string { return "rollback" }
+
+func (s *rollbackFiles) Run(ctx context.Context) error {
+	result, err := s.u.Engine.Rollback(ctx, s.job)
+	for _, note := range result.Notes {
+		s.u.Log.Warn(note)
+	}
+	return err
+}
+
+type rollbackUnits struct {
+	u   *Update
+	job *engine.Job
+}
+
+func (s *rollbackUnits) Name() string { return "rollback-units" }
+
+func (s *rollbackUnits) Run(ctx context.Context) error {
+	return s.u.Units.Back(ctx, s.job.Dir, s.job.Plan)
+}
+
+// recordFailure takes the change out of the way: what it was stays in failed/
+// for history, and its digest is held.
+type recordFailure struct {
+	u      *Update
+	change *state.Change
+	job    *engine.Job
+}
+
+func (s *recordFailure) Name() string { return "record-failure" }
+
+func (s *recordFailure) Run(context.Context) error {
+	u := s.u
+	g := u.generation(s.change, s.job.Plan, 0)
+	g.Result = "rolled back"
+	if u.State.Held != nil {
+		g.Error = u.State.Held.Step + ": " + u.State.Held.Reason
+	}
+	final := u.Dirs.Failed(s.change.ID)
+	if s.job.Dir != final {
+		if err := WriteGeneration(s.job.Dir, g); err != nil {
+			return err
+		}
+		if err := errors.Join(os.MkdirAll(filepath.Dir(final), 0o700), os.RemoveAll(final)); err != nil {
+			return err
+		}
+		if err := os.Rename(s.job.Dir, final); err != nil {
+			return fmt.Errorf("recording the failure: %w", err)
+		}
+		if err := atomicfile.SyncDir(filepath.Dir(final)); err != nil {
+			return err
+		}
+		s.job.Dir = final
+	}
+	before := *u.State
+	u.State.Change = nil
+	if s.change.ByHand {
+		if err := u.applyEarlier(); err != nil {
+			return err
+		}
+	}
+	if err := state.Save(u.Dirs, u.State); err != nil {
+		*u.State = before
+		return err
+	}
+	return nil
+}
+
+// applyEarlier makes the generation before the applied one the applied one.
+func (u *Update) applyEarlier() error {
+	number := u.State.Applied.Generation - 1
+	g, err := ReadGeneration(u.Dirs.Generation(number))
+	if err != nil {
+		return fmt.Errorf("going back to generation %d: %w", number, err)
+	}
+	u.State.Applied = &state.Applied{
+		Generation: number, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Digest: g.Digest,
+		Deployment: u.Host.Deployment(), Time: u.Host.Now(),
+	}
+	return nil
+}
+
+// BackError says why an operator's rollback is refused.
+type BackError struct{ Reason string }
+
+func (e *BackError) Error() string { return e.Reason }
+
+// Back undoes the applied generation at an operator's wish, and holds its
+// digest. It goes one generation back, once.
+func (u *Update) Back(ctx context.Context) error {
+	st := u.State
+	switch {
+	case st.Change != nil:
+		return &BackError{"a change is under way, or failed: reconf-pull run goes on with it"}
+	case st.Applied == nil || st.Applied.Generation < 2:
+		return &BackError{"there is no earlier generation"}
+	case st.Held != nil && st.Held.Step == byHand:
+		return &BackError{"one generation back is all that is kept ready: revert the commit with git and push"}
+	}
+	dir := u.Dirs.Generation(st.Applied.Generation)
+	g, err := ReadGeneration(dir)
+	if err != nil {
+		return err
+	}
+	if _, err := ReadGeneration(u.Dirs.Generation(st.Applied.Generation - 1)); err != nil {
+		return &BackError{"the generation before this one is not kept"}
+	}
+	job, err := readJob(g.Change, dir)
+	if err != nil {
+		return err
+	}
+	change := &state.Change{
+		ID: g.Change, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Previous: g.Previous, Digest: g.Digest,
+		Reasons: g.Reasons, Pinned: g.Started, Tasks: g.Steps, ByHand: true,
+	}
+	back := &state.Change{ID: change.ID}
+	u.runner(change).Begin(back, u.backSteps(change, job))
+	change.Rollback = back.Tasks
+	st.Change = change
+	st.Held = &state.Hold{Digest: g.Digest, Commit: g.Commit, Step: byHand, Reason: "by hand", Time: u.Host.Now()}
+	if err := state.Save(u.Dirs, st); err != nil {
+		return err
+	}
+	return u.goBack(ctx, change, job, true)
+}
+
+// byHand is the step that a hold names when an operator went back.
+const byHand = "rollback"
+
+// Failures are the records of changes that were rolled back.
+func Failures(dirs state.Dirs) ([]*Generation, error) {
+	names, err := os.ReadDir(dirs.Failed(""))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []*Generation
+	for _, name := range names {
+		g, err := ReadGeneration(dirs.Failed(name.Name()))
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, g)
+	}
+	slices.SortFunc(all, func(a, b *Generation) int { return a.Ended.Compare(b.Ended) })
+	return all, nil
+}
+
+// Retry ends a hold, so that the next run tries the digest again.
+func (u *Update) Retry() error {
+	u.State.Held = nil
+	if c := u.State.Change; c != nil {
+		for _, tasks := range [][]state.Task{c.Tasks, c.Rollback} {
+			for i := range tasks {
+				if tasks[i].Status != state.Done {
+					tasks[i].Attempts = 0
+				}
+			}
+		}
+	}
+	return state.Save(u.Dirs, u.State)
+}
