@@ -12,9 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -232,7 +234,17 @@ func (r *Runner) run(ctx context.Context, phase Phase, script Script, env map[st
 // ending says how a program ended, without its name.
 type ending struct{ err *run.Error }
 
-func (e *ending) Error() string { return e.err.Err.Error() }
+func (e *ending) Error() string {
+	var starting *fs.PathError
+	if !errors.As(e.err, &starting) {
+		return e.err.Err.Error()
+	}
+	if errors.Is(starting, fs.ErrNotExist) || errors.Is(starting, syscall.ENOEXEC) {
+		return fmt.Sprintf("starting it: %v: its first line has to name an interpreter, as in #!/bin/sh", starting.Err)
+	}
+	return fmt.Sprintf("starting it: %v", starting.Err)
+}
+
 func (e *ending) Unwrap() error { return e.err }
 
 // maxValue keeps one variable below what execve(2) takes.

@@ -239,7 +239,7 @@ func (r *Runner) look(path string) (resolved, error) {
 		for _, who := range []struct {
 			bit  fs.FileMode
 			name string
-		}{{0o020, "its group"}, {0o002, "everybody"}} {
+		}{{0o002, "everybody"}, {0o020, "its group"}} {
 			if info.Mode().Perm()&who.bit != 0 {
 				return resolved{}, &distrustError{fmt.Sprintf("%s is writable by %s (mode %04o)", name, who.name, info.Mode().Perm())}
 			}

@@ -114,7 +114,7 @@ func start(ctx context.Context, timeout time.Duration, cmd *exec.Cmd, s *session
 	select {
 	case <-ended:
 	case <-limit.C:
-		why = fmt.Errorf("%w after %s", context.DeadlineExceeded, timeout)
+		why = limitError(timeout)
 	case <-ctx.Done():
 		why = ctx.Err()
 	}
@@ -139,6 +139,14 @@ func start(ctx context.Context, timeout time.Duration, cmd *exec.Cmd, s *session
 	}
 	return err
 }
+
+// limitError is a program that has used up its time.
+type limitError time.Duration
+
+func (e limitError) Error() string {
+	return fmt.Sprintf("its time limit of %s is over", time.Duration(e))
+}
+func (e limitError) Unwrap() error { return context.DeadlineExceeded }
 
 // stuckError is a program that hangs in the kernel: it may still write.
 type stuckError struct{ why error }
@@ -205,15 +213,26 @@ func (s *session) gone(patience time.Duration, sig syscall.Signal) bool {
 		if sig != 0 {
 			s.signal(sig)
 		}
-		if len(s.members()) == 0 {
+		if s.empty() {
 			return true
 		}
 		select {
 		case <-look.C:
 		case <-limit.C:
-			return len(s.members()) == 0
+			return s.empty()
 		}
 	}
+}
+
+// empty looks twice: proc(5) is no snapshot, and a child that was made while it
+// was being read by a parent that has gone since is in no list yet.
+func (s *session) empty() bool {
+	for range 2 {
+		if len(s.members()) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *session) signal(sig syscall.Signal) {

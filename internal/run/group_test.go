@@ -162,7 +162,7 @@ func TestGroupTimeLimit(t *testing.T) {
 	var o output
 	began := time.Now()
 	err := shell(t, &o, 300*time.Millisecond, `(setsid bash -c 'echo $$; exec sleep 600' &); echo $$; sleep 600`).Run(t.Context())
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "after 300ms") {
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "time limit of 300ms is over") {
 		t.Errorf("got %v", err)
 	}
 	if took := time.Since(began); took > 3*time.Second {
