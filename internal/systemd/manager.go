@@ -69,20 +69,28 @@ func (m *Manager) dial(open func() (*dbus.Conn, error), hello bool) func() (*dbu
 		if err != nil {
 			return nil, err
 		}
-		// The uid, not the name: no lookup of users in a static binary.
-		if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
-			return nil, errors.Join(err, conn.Close())
-		}
-		if hello {
-			if err := conn.Hello(); err != nil {
-				return nil, errors.Join(err, conn.Close())
-			}
+		if err := handshake(conn, hello); err != nil {
+			return nil, err
 		}
 		if m.raw == nil {
 			m.raw = conn
 		}
 		return conn, nil
 	}
+}
+
+// handshake is what comes before the first call; hello is for the bus only.
+func handshake(conn *dbus.Conn, hello bool) error {
+	// The uid, not the name: no lookup of users in a static binary.
+	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Getuid()))}); err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	if hello {
+		if err := conn.Hello(); err != nil {
+			return errors.Join(err, conn.Close())
+		}
+	}
+	return nil
 }
 
 // Close ends the connection.

@@ -30,12 +30,7 @@ func TestBootedHost(t *testing.T) {
 		t.Skip("boots hosts")
 	}
 	bootedhost.Require(t)
-	binary := filepath.Join(t.TempDir(), "systemd.test")
-	build := exec.Command("go", "test", "-c", "-o", binary, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building the tests: %v\n%s", err, out)
-	}
+	binary := testBinary(t)
 	for _, test := range []struct {
 		name string
 		os   bootedhost.OS
@@ -63,6 +58,18 @@ func TestBootedHost(t *testing.T) {
 			h.WaitFor(10*time.Second, func() bool { return h.UnitState("own-direct.service").ActiveState == "active" }, "own-direct.service")
 		})
 	}
+}
+
+// testBinary is these tests as a program that runs on a host.
+func testBinary(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "systemd.test")
+	build := exec.Command("go", "test", "-c", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the tests: %v\n%s", err, out)
+	}
+	return binary
 }
 
 const onHostEnv = "RECONF_ON_HOST"
