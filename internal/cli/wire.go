@@ -18,6 +18,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/logging"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -182,6 +183,11 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 			Connect: systemd.Connect, Host: m.host, Runner: runner, Log: m.log,
 			JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
 		}
+		r.Update.Hooks = &hooks.Runner{
+			Host: m.host, Dirs: []string{hooks.Dir}, Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
+			Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
+		}
+		r.Update.Reach, r.Update.HealthSource = a.reach, m.config.Health.Source
 	} else {
 		r.Services = func(context.Context) (reconcile.Services, error) {
 			return offlineServices{systemd.Offline{Host: m.host}}, nil
@@ -193,6 +199,45 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 
 func (a *app) contents(m *machine) contents.Opener {
 	return contents.Opener{Downloads: m.dirs.Downloads(), MaxFile: int64(m.config.Translate.MaxFile), Client: &http.Client{Timeout: time.Duration(m.config.Source.Timeout)}}
+}
+
+// How often and how long a changed host may try to reach its fleet repo.
+const (
+	reachTries   = 3
+	reachTimeout = 15 * time.Second
+	reachWithin  = time.Minute
+)
+
+// reach asks the source with the configuration as it is now on the disk: the
+// change may have changed that too.
+func (a *app) reach(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reachWithin)
+	defer cancel()
+	var last error
+	for range reachTries {
+		if last = a.reachOnce(ctx); last == nil || ctx.Err() != nil {
+			return last
+		}
+		select { // what was just restarted may need a moment
+		case <-ctx.Done():
+		case <-time.After(2 * time.Second):
+		}
+	}
+	return last
+}
+
+func (a *app) reachOnce(ctx context.Context) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	m.config.Source.Timeout = config.Duration(reachTimeout)
+	src, err := a.source(m, "")
+	if err != nil {
+		return err
+	}
+	_, err = src.Fetch(ctx)
+	return errors.Join(err, src.Close())
 }
 
 // protected are the agent's own directories as the host config would name them.

@@ -28,6 +28,8 @@ type Config struct {
 	Apply     Apply     `toml:"apply"`
 	Drift     Drift     `toml:"drift"`
 	Retry     Retry     `toml:"retry"`
+	Hooks     Hooks     `toml:"hooks"`
+	Health    Health    `toml:"health"`
 	Service   Service   `toml:"service"`
 	Keep      int       `toml:"keep"` // generations on disk
 }
@@ -66,6 +68,16 @@ type Apply struct {
 	OnFailure        string `toml:"on_failure"`
 }
 
+// Hooks bounds the scripts of the script directories.
+type Hooks struct {
+	Timeout Duration `toml:"timeout"`
+}
+
+// Health is what a changed host has to prove.
+type Health struct {
+	Source string `toml:"source"`
+}
+
 // Retry bounds how often a step is begun.
 type Retry struct {
 	Attempts int `toml:"attempts"`
@@ -99,6 +111,8 @@ func Default() Config {
 		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
 		Retry:     Retry{Attempts: 3},
+		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
+		Health:    Health{Source: "auto"},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
 		Keep:      10,
 	}
@@ -157,6 +171,10 @@ func (c *Config) check(path string, data []byte) finding.List {
 	}
 	if c.Translate.MaxFile <= 0 {
 		bad("translate.max_file must be larger than 0", "translate", "max_file")
+	}
+	choice(c.Health.Source, []string{"auto", "always", "never"}, "health", "source")
+	if c.Hooks.Timeout <= 0 {
+		bad("hooks.timeout must be longer than 0", "hooks", "timeout")
 	}
 	if c.Retry.Attempts < 1 {
 		bad("retry.attempts must be at least 1", "retry", "attempts")

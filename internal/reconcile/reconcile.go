@@ -55,6 +55,8 @@ type Reconciler struct {
 	Log      logrus.FieldLogger
 	// Announce is told of a plan before it is carried out.
 	Announce func(*Proposal)
+
+	phases Phases
 }
 
 // Source is a fleet repo whose mirror can be thrown away.
@@ -84,7 +86,23 @@ type Outcome struct {
 	Finished   string        `json:"finished,omitempty"` // the change of an earlier run that this one completed
 	Drift      []string      `json:"drift,omitempty"`
 	Duration   time.Duration `json:"duration_ns"`
+	Phases     Phases        `json:"phases_ns"`
 	Plan       *plan.Plan    `json:"plan,omitempty"`
+}
+
+// Phases is where the time of a run went.
+type Phases struct {
+	Fetch     time.Duration `json:"fetch"`
+	Digest    time.Duration `json:"digest"`
+	Translate time.Duration `json:"translate"`
+	Plan      time.Duration `json:"plan"`
+	Change    time.Duration `json:"change"` // from the pin to the record
+}
+
+// timed adds what passes until the returned function is called.
+func (r *Reconciler) timed(phase *time.Duration) func() {
+	started := r.Host.Now()
+	return func() { *phase += r.Host.Now().Sub(started) }
 }
 
 // Proposal is what a host config asks of this host.
@@ -128,7 +146,7 @@ func (e *HeldError) Hint() string {
 func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	started := r.Host.Now()
 	out, err := r.run(ctx)
-	out.Duration = r.Host.Now().Sub(started)
+	out.Duration, out.Phases = r.Host.Now().Sub(started), r.phases
 	r.remember(started, out, err)
 	return out, err
 }
@@ -138,11 +156,15 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	if err := r.finishPinned(ctx, &out); err != nil {
 		return out, err
 	}
+	stop := r.timed(&r.phases.Fetch)
 	rev, tree, err := r.fetch(ctx)
+	stop()
 	if err != nil {
 		return out, errors.Join(err, r.withoutSource(ctx, err, &out))
 	}
+	stop = r.timed(&r.phases.Digest)
 	hc, err := r.hostConfig(tree)
+	stop()
 	if err != nil {
 		return out, err
 	}
@@ -177,7 +199,7 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 // else: it needs no source.
 func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
 	change := r.Update.State.Change
-	if change == nil || change.Ended() {
+	if change == nil || r.Update.Ended(change) {
 		return nil
 	}
 	r.Log.Infof("going on with change %s, which did not end", change.ID)
@@ -345,7 +367,9 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 
 func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string) (*Proposal, error) {
 	opener := r.opener(tree)
+	stop := r.timed(&r.phases.Translate)
 	want, lines, findings, err := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: opener}.run(ctx)
+	stop()
 	if err != nil {
 		return nil, err
 	}
@@ -380,6 +404,7 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string) (*Pro
 
 // plan fills in what every plan depends on, and makes it.
 func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (err error) {
+	defer r.timed(&r.phases.Plan)()
 	prop.Deployment = r.Host.Deployment()
 	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
 	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine()}, r.Settings
@@ -427,8 +452,13 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome)
 	r.Announce(prop)
 	inputs := update.Inputs{Ignored: prop.Ignored}
 	out.Plan = prop.Plan
+	defer r.timed(&r.phases.Change)()
 	open := st.Change != nil || len(st.Open) > 0
-	if prop.Plan.Empty() && !open {
+	migrations, err := r.Update.NewMigrations()
+	if err != nil {
+		return err
+	}
+	if prop.Plan.Empty() && !open && !migrations {
 		out.Result = Recorded
 		if err := r.Update.RecordOnly(ctx, change, prop.Plan, inputs); err != nil {
 			return err

@@ -144,6 +144,9 @@ func (d Dirs) Generation(n int) string {
 // Failed is the directory of a change that was rolled back.
 func (d Dirs) Failed(id string) string { return filepath.Join(d.State, "failed", id) }
 
+// Migration is the marker of a migration script that has run, by its content.
+func (d Dirs) Migration(hash string) string { return filepath.Join(d.State, "migrations", hash) }
+
 // Blobs is the directory of contents by SHA-256.
 func (d Dirs) Blobs() string { return filepath.Join(d.State, "blobs") }
 

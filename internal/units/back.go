@@ -68,6 +68,36 @@ func (l *Live) Back(ctx context.Context, dir string, p *plan.Plan) error {
 	return errors.Join(errs, l.failures(ctx, m, results, nil))
 }
 
+// Healthy tells whether the touched units that ran before, or that the change
+// started, run: it is asked after everything else, when they had time to fall
+// over.
+func (l *Live) Healthy(ctx context.Context, dir string, p *plan.Plan) error {
+	if !p.TouchesUnits() {
+		return nil
+	}
+	m, err := l.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	before, err := readSaved(savedFile(dir))
+	if err != nil {
+		return err
+	}
+	now, err := m.States(ctx, names(p))
+	if err != nil {
+		return fmt.Errorf("asking for the state of units: %w", err)
+	}
+	var fell []systemd.Failure
+	for _, unit := range names(p) {
+		is := now[unit]
+		if is.ActiveState == "failed" && before.Units[unit].ActiveState != "failed" {
+			fell = append(fell, systemd.Failure{Unit: unit, State: is, Why: systemd.Why(is)})
+		}
+	}
+	return l.failures(ctx, m, nil, fell)
+}
+
 // backKind decides about one unit: was is before the change, began when the
 // way back began, is now.
 func backKind(was, began, is systemd.UnitState) systemd.Kind {

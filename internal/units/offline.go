@@ -66,6 +66,9 @@ func (o *Offline) Back(_ context.Context, _ string, p *plan.Plan) error {
 	return errors.Join(errs...)
 }
 
+// Healthy has nothing to look at where nothing runs.
+func (o *Offline) Healthy(context.Context, string, *plan.Plan) error { return nil }
+
 // Late has nothing to do where nothing runs.
 func (o *Offline) Late(context.Context, *plan.Plan) error { return nil }
 

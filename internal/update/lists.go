@@ -36,6 +36,13 @@ func writeLists(dir string, p *plan.Plan) error {
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
 		changed = append(changed, touch.Unit)
 	}
+	paths := strings.Join(p.Changed(), "\n")
+	if paths != "" {
+		paths += "\n"
+	}
+	if err := os.WriteFile(filepath.Join(dir, "paths_changed.list"), []byte(paths), 0o600); err != nil {
+		return err
+	}
 	for name, list := range map[string][]string{"enabled": enabled, "disabled": disabled, "masked": masked, "changed": append(changed, p.Stopped...)} {
 		slices.Sort(list)
 		var text strings.Builder

@@ -10,6 +10,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -17,9 +18,10 @@ import (
 // backSteps is the order of the way back.
 func (u *Update) backSteps(c *state.Change, job *engine.Job) []pipeline.Step {
 	return []pipeline.Step{
-		&rollbackFiles{u, job},    // from the change's own backups
-		&rollbackUnits{u, job},    // enablement, and what units did before
-		&recordFailure{u, c, job}, // the change goes to failed/, its digest is held
+		&rollbackFiles{u, job}, // from the change's own backups
+		&rollbackUnits{u, job}, // enablement, and what units did before
+		&script{u, c, job, "post-update", hooks.PostUpdate}, // so that what pre_update.d stopped runs again
+		&recordFailure{u, c, job},                           // the change goes to failed/, its digest is held
 	}
 }
 
@@ -45,7 +47,11 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 	switch {
 	case err.Step == (&record{}).Name():
 		return err
+	case u.triesLeft(change, err.Step):
+		u.failedHook(ctx, change, job, err)
+		return err
 	case u.KeepFailed:
+		u.failedHook(ctx, change, job, err)
 		u.State.Held = u.hold(change, err.Step, err.Err)
 		return errors.Join(err, state.Save(u.Dirs, u.State))
 	}
@@ -67,7 +73,9 @@ func (u *Update) rollBack(ctx context.Context, change *state.Change, job *engine
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		return errors.Join(failed, err)
 	}
-	return &RolledBackError{Failed: failed, Back: u.goBack(ctx, change, job, true)}
+	err := u.goBack(ctx, change, job, true)
+	u.failedHook(ctx, change, job, failed)
+	return &RolledBackError{Failed: failed, Back: err}
 }
 
 // goBack runs the tasks of the way back, or goes on with them.
@@ -77,6 +85,17 @@ func (u *Update) goBack(ctx context.Context, change *state.Change, job *engine.J
 		return err
 	}
 	return u.Prune()
+}
+
+// Ended tells whether a change is left alone: a step failed, or the way back
+// failed as often as a step may.
+func (u *Update) Ended(c *state.Change) bool {
+	for i := range c.Rollback {
+		if t := &c.Rollback[i]; t.Status == state.Failed {
+			return t.Attempts >= u.MaxAttempts
+		}
+	}
+	return len(c.Rollback) == 0 && c.Ended()
 }
 
 // exhausted is the step that a crash ended every time it was begun: a kernel

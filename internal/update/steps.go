@@ -11,6 +11,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -18,8 +19,9 @@ import (
 
 // configure stops and disables what must go, then lets the engine write.
 type configure struct {
-	u   *Update
-	job *engine.Job
+	u      *Update
+	change *state.Change
+	job    *engine.Job
 }
 
 func (s *configure) Name() string { return "configure" }
@@ -37,24 +39,31 @@ func (s *configure) Run(ctx context.Context) error {
 		// No file was changed, but units were: the change stays, and the next run finishes it.
 		return errors.New(err.Error())
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return s.u.hook(ctx, hooks.Configure, s.change, s.job, nil)
 }
 
 // postConfigure carries out the unit operations.
 type postConfigure struct {
-	u   *Update
-	job *engine.Job
+	u      *Update
+	change *state.Change
+	job    *engine.Job
 }
 
 func (s *postConfigure) Name() string { return "post-configure" }
 
 // Idle is true of a change that only writes files.
 func (s *postConfigure) Idle() bool {
-	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0
+	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0 && !s.u.has(hooks.PostConfigure)
 }
 
 func (s *postConfigure) Run(ctx context.Context) error {
-	return s.u.Units.After(ctx, s.job.Dir, s.job.Plan)
+	if err := s.u.Units.After(ctx, s.job.Dir, s.job.Plan); err != nil {
+		return err
+	}
+	return s.u.hook(ctx, hooks.PostConfigure, s.change, s.job, nil)
 }
 
 // record makes the change a generation. Saving the state is the commit point.

@@ -25,6 +25,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -41,6 +42,8 @@ type Units interface {
 	After(ctx context.Context, dir string, p *plan.Plan) error
 	// Back brings units back to what Before saved, when the files are back.
 	Back(ctx context.Context, dir string, p *plan.Plan) error
+	// Healthy looks whether the units that the change touched still do what they did.
+	Healthy(ctx context.Context, dir string, p *plan.Plan) error
 	// Late touches the agent's own timer and path units, after the record.
 	Late(ctx context.Context, p *plan.Plan) error
 }
@@ -57,6 +60,13 @@ type Update struct {
 	Keep int
 	// MaxAttempts is how often a step is begun before it counts as failed for good.
 	MaxAttempts int
+	// Hooks are the host's script directories; nil below a root that is not running.
+	Hooks Hooks
+	// Reach asks the source once more, with the configuration read afresh; nil
+	// where the host that is changed is not the one that asks.
+	Reach func(ctx context.Context) error
+	// HealthSource is auto, always or never: when the health step asks the source.
+	HealthSource string
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
 	KeepFailed bool
 }
@@ -74,9 +84,14 @@ var ErrDamaged = engine.ErrDamaged
 // steps is the order of a change.
 func (u *Update) steps(c *state.Change, job *engine.Job) []pipeline.Step {
 	return []pipeline.Step{
-		&configure{u, job},     // units that go are stopped, then files are written
-		&postConfigure{u, job}, // units are reloaded, enabled, restarted
-		&record{u, c, job},     // the change becomes a generation
+		&script{u, c, job, "pre-update", hooks.PreUpdate},       // drain, stop what must not run meanwhile
+		&script{u, c, job, "pre-configure", hooks.PreConfigure}, // prepare what the files need
+		&configure{u, c, job},                                   // units that go are stopped, then files are written
+		&postConfigure{u, c, job},                               // units are reloaded, enabled, restarted
+		&migration{u, c, job},                                   // each script once for its content, after the services run
+		&script{u, c, job, "post-update", hooks.PostUpdate},     // start again, verify
+		&health{u, c, job},                                      // changed units, health.d, the way to the fleet repo
+		&record{u, c, job},                                      // the change becomes a generation
 	}
 }
 

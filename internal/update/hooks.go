@@ -1,0 +1,162 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// Hooks runs the script directories of a phase.
+type Hooks interface {
+	List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error)
+	Run(ctx context.Context, phase hooks.Phase, env map[string]string) error
+	Pending(phase hooks.Phase, done func(hash string) (bool, error)) ([]hooks.Script, error)
+	RunOnce(ctx context.Context, phase hooks.Phase, env map[string]string, done func(hash string) (bool, error), mark func(hash string) error) error
+}
+
+// script is a step that consists of a script directory alone.
+type script struct {
+	u      *Update
+	change *state.Change
+	job    *engine.Job
+	name   string
+	phase  hooks.Phase
+}
+
+func (s *script) Name() string { return s.name }
+
+// Idle is true where the phase has no scripts: then nothing is saved for it.
+func (s *script) Idle() bool { return !s.u.has(s.phase) }
+
+func (s *script) Run(ctx context.Context) error { return s.u.hook(ctx, s.phase, s.change, s.job, nil) }
+
+// has tells whether a phase has anything: also what cannot run has to be named.
+func (u *Update) has(phase hooks.Phase) bool {
+	if u.Hooks == nil {
+		return false
+	}
+	scripts, ignored, err := u.Hooks.List(phase)
+	return err != nil || len(scripts)+len(ignored) > 0
+}
+
+// hook runs the scripts of a phase with what they may know of the change.
+func (u *Update) hook(ctx context.Context, phase hooks.Phase, change *state.Change, job *engine.Job, more map[string]string) error {
+	if !u.has(phase) {
+		return nil
+	}
+	return u.Hooks.Run(ctx, phase, environment(change, job, more))
+}
+
+func environment(change *state.Change, job *engine.Job, more map[string]string) map[string]string {
+	env := map[string]string{
+		"RECONF_HOST": change.Host, "RECONF_COMMIT": change.Commit, "RECONF_PREVIOUS_COMMIT": change.Previous,
+		"RECONF_DIGEST": change.Digest, "RECONF_REASONS": strings.Join(change.Reasons, "; "),
+		"RECONF_CHANGED_UNITS_FILE": filepath.Join(job.Dir, "service_changed.list"),
+		"RECONF_CHANGED_PATHS_FILE": filepath.Join(job.Dir, "paths_changed.list"),
+	}
+	maps.Copy(env, more)
+	return env
+}
+
+// migration runs each script of migration.d once for its content on this host.
+type migration struct {
+	u      *Update
+	change *state.Change
+	job    *engine.Job
+}
+
+func (s *migration) Name() string { return "migration" }
+
+func (s *migration) Idle() bool { return !s.u.has(hooks.Migration) }
+
+func (s *migration) Run(ctx context.Context) error {
+	if s.Idle() {
+		return nil
+	}
+	return s.u.Hooks.RunOnce(ctx, hooks.Migration, environment(s.change, s.job, nil), s.u.migrated, s.u.markMigrated)
+}
+
+// NewMigrations tells whether a script of migration.d has not run yet, which
+// is work even where no file changes.
+func (u *Update) NewMigrations() (bool, error) {
+	if u.Hooks == nil {
+		return false, nil
+	}
+	pending, err := u.Hooks.Pending(hooks.Migration, u.migrated)
+	return len(pending) > 0, err
+}
+
+// migrated and markMigrated keep the run-once markers outside the state file,
+// so that a lost one repeats no migration.
+func (u *Update) migrated(hash string) (bool, error) {
+	_, err := os.Stat(u.Dirs.Migration(hash))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (u *Update) markMigrated(hash string) error {
+	file := u.Dirs.Migration(hash)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(file, nil, 0o600)
+}
+
+// health looks whether the host is well after the change.
+type health struct {
+	u      *Update
+	change *state.Change
+	job    *engine.Job
+}
+
+func (s *health) Name() string { return "health" }
+
+func (s *health) Idle() bool {
+	return !s.u.has(hooks.Health) && !s.job.Plan.TouchesUnits() && !s.u.asksSource(s.job.Plan)
+}
+
+func (s *health) Run(ctx context.Context) error {
+	if err := s.u.Units.Healthy(ctx, s.job.Dir, s.job.Plan); err != nil {
+		return err
+	}
+	if err := s.u.hook(ctx, hooks.Health, s.change, s.job, nil); err != nil {
+		return err
+	}
+	if !s.u.asksSource(s.job.Plan) {
+		return nil
+	}
+	if err := s.u.Reach(ctx); err != nil {
+		return fmt.Errorf("the fleet repo cannot be reached any more from the changed host: %w", err)
+	}
+	return nil
+}
+
+// failedHook tells error.d, whose own failures change nothing.
+func (u *Update) failedHook(ctx context.Context, change *state.Change, job *engine.Job, failed *pipeline.StepError) {
+	err := u.hook(ctx, hooks.Error, change, job, map[string]string{"RECONF_FAILED_STEP": failed.Step, "RECONF_ERROR": failed.Err.Error()})
+	if err != nil {
+		u.Log.Warnf("error.d: %v", err)
+	}
+}
+
+// retried are the steps that are begun again by later runs before they count
+// as failed for good: what they wait for may come.
+var retried = []string{"pre-update", "pre-configure", "post-update"}
+
+func (u *Update) triesLeft(change *state.Change, step string) bool {
+	i := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == step })
+	return slices.Contains(retried, step) && i >= 0 && change.Tasks[i].Attempts < u.MaxAttempts
+}
