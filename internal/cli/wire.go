@@ -187,6 +187,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 			Host: m.host, Dirs: []string{hooks.Dir}, Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
 			Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
 		}
+		r.Update.Inhibit = inhibit
 		r.Update.Reach, r.Update.HealthSource = a.reach, m.config.Health.Source
 	} else {
 		r.Services = func(context.Context) (reconcile.Services, error) {
@@ -238,6 +239,31 @@ func (a *app) reachOnce(ctx context.Context) error {
 	}
 	_, err = src.Fetch(ctx)
 	return errors.Join(err, src.Close())
+}
+
+// inhibit takes a block lock on shutdown from logind.
+func inhibit(ctx context.Context, why string) (io.Closer, error) {
+	login, err := systemd.ConnectLogin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held, err := login.Inhibit(ctx, "shutdown", "reconf-pull", why, "block")
+	if err != nil {
+		login.Close()
+		return nil, err
+	}
+	return &inhibitor{held, login}, nil
+}
+
+// inhibitor is a lock with the connection that it was taken through.
+type inhibitor struct {
+	io.Closer
+	login *systemd.Login
+}
+
+func (i *inhibitor) Close() error {
+	defer i.login.Close()
+	return i.Closer.Close()
 }
 
 // protected are the agent's own directories as the host config would name them.

@@ -65,6 +65,9 @@ type Update struct {
 	// Reach asks the source once more, with the configuration read afresh; nil
 	// where the host that is changed is not the one that asks.
 	Reach func(ctx context.Context) error
+	// Inhibit keeps others from shutting the machine down while a change is carried
+	// out; nil where nobody could.
+	Inhibit func(ctx context.Context, why string) (io.Closer, error)
 	// HealthSource is auto, always or never: when the health step asks the source.
 	HealthSource string
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
@@ -550,6 +553,7 @@ func (u *Update) runner(change *state.Change) *pipeline.Runner {
 }
 
 func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
+	defer u.inhibit(ctx, change)()
 	if err := u.cleanSuperseded(ctx); err != nil {
 		return err
 	}
@@ -568,6 +572,24 @@ func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job,
 		u.Log.Warnf("touching the agent's own units: %v", err)
 	}
 	return u.Prune()
+}
+
+// inhibit holds off a shutdown, an OS updater's reboot above all, until the
+// returned function is called. A machine without logind has nobody to ask.
+func (u *Update) inhibit(ctx context.Context, change *state.Change) func() {
+	if u.Inhibit == nil {
+		return func() {}
+	}
+	held, err := u.Inhibit(ctx, "change "+change.ID+" is carried out")
+	if err != nil {
+		u.Log.Debugf("shutdown is not inhibited: %v", err)
+		return func() {}
+	}
+	return func() {
+		if err := held.Close(); err != nil {
+			u.Log.Warnf("releasing the shutdown inhibitor: %v", err)
+		}
+	}
 }
 
 // cleanSuperseded takes away what superseded changes staged and never put in
