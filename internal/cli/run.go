@@ -93,6 +93,8 @@ func outcome(o reconcile.Outcome) string {
 	took := o.Duration.Round(time.Millisecond)
 	at := fmt.Sprintf("%.12s (%s)", o.Commit, strings.TrimPrefix(o.Ref, "refs/heads/"))
 	switch {
+	case o.Result == reconcile.Suspended:
+		return fmt.Sprintf("suspended %s; reconf-pull resume ends it\n", o.Suspended)
 	case o.Result == reconcile.UpToDate && len(o.Drift) > 0:
 		what := "1 managed path drifted, reconf-pull plan shows it"
 		if n := len(o.Drift); n > 1 {

@@ -73,21 +73,24 @@ const (
 	UpToDate Result = "up-to-date"
 	Applied  Result = "applied"
 	Recorded Result = "recorded" // a new digest that changes nothing on the host
+	// Suspended: what was under way was finished, and nothing new was begun.
+	Suspended Result = "suspended"
 )
 
 // Outcome is what a run did.
 type Outcome struct {
-	Result     Result        `json:"result"`
-	Host       string        `json:"host"`
-	Ref        string        `json:"ref"`
-	Commit     string        `json:"commit"`
-	Digest     string        `json:"digest"`
-	Generation int           `json:"generation"`
-	Finished   string        `json:"finished,omitempty"` // the change of an earlier run that this one completed
-	Drift      []string      `json:"drift,omitempty"`
-	Duration   time.Duration `json:"duration_ns"`
-	Phases     Phases        `json:"phases_ns"`
-	Plan       *plan.Plan    `json:"plan,omitempty"`
+	Result     Result            `json:"result"`
+	Host       string            `json:"host"`
+	Ref        string            `json:"ref"`
+	Commit     string            `json:"commit"`
+	Digest     string            `json:"digest"`
+	Generation int               `json:"generation"`
+	Finished   string            `json:"finished,omitempty"` // the change of an earlier run that this one completed
+	Drift      []string          `json:"drift,omitempty"`
+	Suspended  *state.Suspension `json:"suspended,omitempty"`
+	Duration   time.Duration     `json:"duration_ns"`
+	Phases     Phases            `json:"phases_ns"`
+	Plan       *plan.Plan        `json:"plan,omitempty"`
 }
 
 // Phases is where the time of a run went.
@@ -155,6 +158,17 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	var out Outcome
 	if err := r.finishPinned(ctx, &out); err != nil {
 		return out, err
+	}
+	suspended, err := state.Suspended(r.Dirs, r.Host.Now())
+	if err != nil {
+		return out, err
+	}
+	if suspended != nil {
+		if applied := r.Update.State.Applied; applied != nil {
+			out.Host, out.Ref, out.Commit, out.Digest, out.Generation = applied.Host, applied.Ref, applied.Commit, applied.Digest, applied.Generation
+		}
+		out.Result, out.Suspended = Suspended, suspended
+		return out, nil
 	}
 	stop := r.timed(&r.phases.Fetch)
 	rev, tree, err := r.fetch(ctx)

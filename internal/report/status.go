@@ -24,19 +24,20 @@ const StatusSchema = 1
 
 // Status is what one host knows about itself.
 type Status struct {
-	Schema  int                `json:"schema"`
-	Version string             `json:"version"`
-	Engine  string             `json:"engine"`
-	Health  Health             `json:"health"`
-	Applied *state.Applied     `json:"applied,omitempty"`
-	Change  *state.Change      `json:"change,omitempty"`
-	Held    *state.Hold        `json:"held,omitempty"`
-	Last    *reconcile.Last    `json:"last,omitempty"`
-	Managed int                `json:"managed_paths"`
-	Notes   []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
-	Next    string             `json:"next"`
-	Source  string             `json:"source,omitempty"`
-	Subject *source.CommitInfo `json:"commit,omitempty"`
+	Schema    int                `json:"schema"`
+	Version   string             `json:"version"`
+	Engine    string             `json:"engine"`
+	Health    Health             `json:"health"`
+	Applied   *state.Applied     `json:"applied,omitempty"`
+	Change    *state.Change      `json:"change,omitempty"`
+	Held      *state.Hold        `json:"held,omitempty"`
+	Suspended *state.Suspension  `json:"suspended,omitempty"`
+	Last      *reconcile.Last    `json:"last,omitempty"`
+	Managed   int                `json:"managed_paths"`
+	Notes     []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
+	Next      string             `json:"next"`
+	Source    string             `json:"source,omitempty"`
+	Subject   *source.CommitInfo `json:"commit,omitempty"`
 }
 
 // Health decides the exit status.
@@ -50,7 +51,7 @@ const (
 )
 
 // ReadStatus gathers the status from the state directory.
-func ReadStatus(dirs state.Dirs) (*Status, error) {
+func ReadStatus(dirs state.Dirs, now time.Time) (*Status, error) {
 	last, err := readLast(dirs)
 	if err != nil {
 		return nil, err
@@ -68,6 +69,9 @@ func ReadStatus(dirs state.Dirs) (*Status, error) {
 		return nil, err
 	}
 	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Held: st.Held, Last: last}
+	if s.Suspended, err = state.Suspended(dirs, now); err != nil {
+		return nil, err
+	}
 	if st.Applied != nil {
 		dir := dirs.Generation(st.Applied.Generation)
 		m, err := state.ReadManifest(filepath.Join(dir, "manifest"))
@@ -120,6 +124,8 @@ func (s *Status) judge() {
 		s.Health, s.Next = Pending, "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"
 	case s.Last != nil && s.Last.Error != "":
 		s.Health, s.Next = Failing, "see the error above; the host keeps what it has"
+	case s.Suspended != nil:
+		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:
 		s.Health, s.Next = Pending, "nothing was applied yet: `reconf-pull run`"
 	case s.Last != nil && len(s.Last.Drift) > 0:
@@ -172,6 +178,9 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 			}
 			row("step", "%s", text)
 		}
+	}
+	if s.Suspended != nil {
+		row("suspended", "%s", s.Suspended)
 	}
 	if h := s.Held; h != nil {
 		row("held", "%s (%s) since %s", h.Digest, short(h.Commit), h.Time.UTC().Format(time.RFC3339))
