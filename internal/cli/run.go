@@ -32,34 +32,12 @@ and applies this host's config if it, or a file that it refers to, has changed.
 }
 
 func (a *app) run(ctx context.Context) error {
-	m, err := a.machine()
-	if err != nil {
-		return err
-	}
-	if err := m.dirs.Create(); err != nil {
-		return err
-	}
-	lock, err := state.Acquire(m.dirs)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err := lock.Release(); err != nil {
-			m.log.Warnf("giving the run lock back: %v", err)
-		}
-	}()
-	if err := lock.Say("running since " + m.host.Now().UTC().Format(time.RFC3339)); err != nil {
-		return err
-	}
-	st, err := state.Load(m.dirs)
-	if err != nil {
-		return err
-	}
-	r, err := a.reconciler(m, st)
-	if err != nil {
-		return err
-	}
-	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
+	return a.locked("run", func(m *machine, r *reconcile.Reconciler) error { return a.pull(ctx, m, r) })
+}
+
+// pull is one run, under the run lock.
+func (a *app) pull(ctx context.Context, m *machine, r *reconcile.Reconciler) error {
+	if st := r.Update.State; st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
 		if err := r.Update.Adopt(); err != nil {
 			return err
 		}

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 
-	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
@@ -18,8 +16,8 @@ import (
 // backSteps is the order of the way back.
 func (u *Update) backSteps(c *state.Change, job *engine.Job) []pipeline.Step {
 	return []pipeline.Step{
-		&rollbackFiles{u, job}, // from the change's own backups
-		&rollbackUnits{u, job}, // enablement, and what units did before
+		&rollbackFiles{u, job},                              // from the change's own backups
+		&rollbackUnits{u, job},                              // enablement, and what units did before
 		&script{u, c, job, "post-update", hooks.PostUpdate}, // so that what pre_update.d stopped runs again
 		&recordFailure{u, c, job},                           // the change goes to failed/, its digest is held
 	}
@@ -153,21 +151,8 @@ func (s *recordFailure) Run(context.Context) error {
 	if u.State.Held != nil {
 		g.Error = u.State.Held.Step + ": " + u.State.Held.Reason
 	}
-	final := u.Dirs.Failed(s.change.ID)
-	if s.job.Dir != final {
-		if err := WriteGeneration(s.job.Dir, g); err != nil {
-			return err
-		}
-		if err := errors.Join(os.MkdirAll(filepath.Dir(final), 0o700), os.RemoveAll(final)); err != nil {
-			return err
-		}
-		if err := os.Rename(s.job.Dir, final); err != nil {
-			return fmt.Errorf("recording the failure: %w", err)
-		}
-		if err := atomicfile.SyncDir(filepath.Dir(final)); err != nil {
-			return err
-		}
-		s.job.Dir = final
+	if err := keep(s.job, u.Dirs.Failed(s.change.ID), g); err != nil {
+		return err
 	}
 	before := *u.State
 	u.State.Change = nil

@@ -77,25 +77,8 @@ func (s *record) Name() string { return "record" }
 
 func (s *record) Run(context.Context) error {
 	u, number := s.u, s.u.nextGeneration()
-	final := u.Dirs.Generation(number)
-	if s.job.Dir != final {
-		if err := WriteGeneration(s.job.Dir, u.generation(s.change, s.job.Plan, number)); err != nil {
-			return err
-		}
-		// A crash after an earlier record of the same number left its directory,
-		// which no state file ever named.
-		if err := os.RemoveAll(final); err != nil {
-			return err
-		}
-		if err := os.Rename(s.job.Dir, final); err != nil {
-			return fmt.Errorf("recording the generation: %w", err)
-		}
-		// The old name needs no sync: should a power cut bring it back, no state
-		// names it any more, and Prune takes it away.
-		if err := atomicfile.SyncDir(filepath.Dir(final)); err != nil {
-			return err
-		}
-		s.job.Dir = final
+	if err := keep(s.job, u.Dirs.Generation(number), u.generation(s.change, s.job.Plan, number)); err != nil {
+		return err
 	}
 	before := *u.State
 	u.State.Applied = &state.Applied{
@@ -107,6 +90,30 @@ func (s *record) Run(context.Context) error {
 		*u.State = before
 		return err
 	}
+	return nil
+}
+
+// keep moves the directory of a change, with its record, to where it stays.
+func keep(job *engine.Job, final string, g *Generation) error {
+	if job.Dir == final {
+		return nil // a crash came between the move and the save of the state
+	}
+	if err := WriteGeneration(job.Dir, g); err != nil {
+		return err
+	}
+	// What an earlier crash left under that name, no state file ever named.
+	if err := errors.Join(os.MkdirAll(filepath.Dir(final), 0o700), os.RemoveAll(final)); err != nil {
+		return fmt.Errorf("recording the change: %w", err)
+	}
+	if err := os.Rename(job.Dir, final); err != nil {
+		return fmt.Errorf("recording the change: %w", err)
+	}
+	// The old name needs no sync: should a power cut bring it back, no state
+	// names it any more, and Prune takes it away.
+	if err := atomicfile.SyncDir(filepath.Dir(final)); err != nil {
+		return err
+	}
+	job.Dir = final
 	return nil
 }
 
