@@ -34,8 +34,11 @@ func TestDefaults(t *testing.T) {
 		},
 		Host:      config.Host{Name: "", ShortName: false, MachineID: ""},
 		Translate: config.Translate{Strict: true, MaxFile: 64 << 20},
-		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false},
+		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false, OnFailure: "rollback"},
 		Drift:     config.Drift{Mode: "report"},
+		Retry:     config.Retry{Attempts: 3},
+		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
+		Health:    config.Health{Source: "auto"},
 		Service:   config.Service{JobTimeout: config.Duration(5 * time.Minute), Settle: config.Duration(3 * time.Second), Watch: nil},
 		Keep:      10,
 	}
@@ -78,8 +81,15 @@ max_file = "512KiB"
 on_conflict = "keep"
 prune_modified = true
 allow_mass_removal = true
+on_failure = "keep"
 [drift]
 mode = "correct"
+[retry]
+attempts = 5
+[hooks]
+timeout = "30s"
+[health]
+source = "never"
 [service]
 job_timeout = "10s"
 settle = "0s"
@@ -101,8 +111,11 @@ run = ["/usr/bin/other", "--now"]
 		},
 		Host:      config.Host{Name: "web1", ShortName: true, MachineID: "0123"},
 		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
-		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true},
+		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
 		Drift:     config.Drift{Mode: "correct"},
+		Retry:     config.Retry{Attempts: 5},
+		Hooks:     config.Hooks{Timeout: config.Duration(30 * time.Second)},
+		Health:    config.Health{Source: "never"},
 		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
 			{Path: "/etc/app/*", Unit: "app.service"}, {Path: "/etc/other", Run: []string{"/usr/bin/other", "--now"}},
 		}},
@@ -150,6 +163,8 @@ func TestErrors(t *testing.T) {
 		"a size with more":    {"[translate]\nmax_file = '1 MiB'", `"1 MiB" is no size`, "", 2},
 		"on_conflict":         {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
 		"drift mode":          {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
+		"on_failure":          {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
+		"never tried":         {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
 		"keep nothing":        {"keep = 0", "keep must be at least 1", "", 1},
 		"a watch of nothing":  {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
 		"a watch without end": {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},
