@@ -97,6 +97,9 @@ func Make(ctx context.Context, in Input) (*Plan, error) {
 	if err := m.effect(); err != nil {
 		return nil, err
 	}
+	if err := m.linked(); err != nil {
+		return nil, err
+	}
 	m.ignored()
 	if len(m.problems) > 0 {
 		return nil, &finding.Failure{Findings: m.problems}
@@ -649,6 +652,30 @@ func (m *maker) hardLink(w *want, item *Item) error {
 	rewritten := m.items[target] != nil && m.items[target].NeedsContent()
 	if item.Before.Kind == disk.File && mine.Inode == theirs.Inode && mine.Inode != 0 && !rewritten {
 		item.Before = disk.Node{Kind: disk.HardLink, Target: target, UID: item.After.UID, GID: item.After.GID}
+	}
+	return nil
+}
+
+// linked marks the hard links of the applied generation that are written over
+// or removed: their bytes alone would not bring them back.
+func (m *maker) linked() error {
+	for i := range m.plan.Items {
+		item := &m.plan.Items[i]
+		b := m.bases[item.Path]
+		if !item.Write || item.Before.Kind != disk.File || b == nil || b.entry.Kind != disk.HardLink {
+			continue
+		}
+		_, mine, err := m.look(item.Path)
+		if err != nil {
+			return err
+		}
+		_, theirs, err := m.look(b.entry.Target)
+		if err != nil {
+			return err
+		}
+		if mine.Inode == theirs.Inode {
+			item.Linked = b.entry.Target
+		}
 	}
 	return nil
 }

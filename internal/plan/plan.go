@@ -41,6 +41,9 @@ type Item struct {
 	Origin state.Origin `json:"origin,omitempty"`
 	// Write is set when the engine has work to do for this path.
 	Write bool `json:"write,omitempty"`
+	// Linked is the file that Before is a hard link to, by the applied generation;
+	// rolling back makes it one again.
+	Linked string `json:"linked,omitempty"`
 	// Pristine asks the engine to keep what is there before it is replaced.
 	Pristine *Pristine `json:"pristine,omitempty"`
 	Note     string    `json:"note,omitempty"`

@@ -480,7 +480,7 @@ func (t *transaction) wrote(real string) {
 func (t *transaction) sync() error {
 	for _, dir := range t.roots {
 		err := atomicfile.SyncFS(dir)
-		for errors.Is(err, os.ErrNotExist) { // the directory was removed since
+		for isGone(err) {
 			dir = filepath.Dir(dir)
 			err = atomicfile.SyncFS(dir)
 		}
@@ -499,11 +499,17 @@ func (t *transaction) syncNames() error {
 		return t.sync()
 	}
 	for dir := range t.dirs {
-		if err := atomicfile.SyncDir(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := atomicfile.SyncDir(dir); err != nil && !isGone(err) {
 			return err
 		}
 	}
 	return nil
+}
+
+// isGone tells that a directory was removed since it was written to, or that
+// one above it gave way to another kind of file.
+func isGone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
 }
 
 // commit puts one path in place.
@@ -567,7 +573,7 @@ func (t *transaction) link(item *plan.Item, real string) error {
 
 func (t *transaction) remove(item *plan.Item, real string) error {
 	info, err := os.Lstat(real)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	if isGone(err) {
 		return nil
 	}
 	if err != nil {

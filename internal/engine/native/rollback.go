@@ -3,8 +3,12 @@ package native
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
@@ -15,15 +19,20 @@ import (
 // and in the same kind of transaction. It may be called again after a crash.
 // What somebody edited since the change wrote it is kept and named.
 func (e *Engine) Rollback(ctx context.Context, job *engine.Job) (engine.Result, error) {
-	// First what an unfinished Apply staged and never put in place.
-	if err := e.Clean(ctx, job); err != nil {
-		return engine.Result{}, err
+	undo := &engine.Job{ID: job.ID + "-back", Dir: job.Dir, Plan: job.Plan}
+	// First what an unfinished Apply, or an earlier try of this, staged and never
+	// put in place.
+	for _, staged := range []*engine.Job{job, undo} {
+		if err := e.Clean(ctx, staged); err != nil {
+			return engine.Result{}, err
+		}
 	}
 	back, backups, notes, err := e.inverse(job)
 	if err != nil {
 		return engine.Result{}, err
 	}
-	t := newTransaction(e, &engine.Job{ID: job.ID + "-back", Dir: job.Dir, Plan: back})
+	undo.Plan = back
+	t := newTransaction(e, undo)
 	t.backups = backups
 	err = t.run(ctx)
 	e.Host.Forget()
@@ -36,37 +45,94 @@ func (e *Engine) Rollback(ctx context.Context, job *engine.Job) (engine.Result, 
 func (e *Engine) inverse(job *engine.Job) (*plan.Plan, map[string]string, []string, error) {
 	back, backups := &plan.Plan{}, map[string]string{}
 	var notes []string
-	for i := range job.Plan.Items {
+	// What stands where a directory was or became leads elsewhere: nothing of the
+	// change lies below it. Below what is kept nothing is touched.
+	elsewhere, kept := map[string]bool{}, map[string]bool{}
+	for i := range job.Plan.Items { // sorted: a directory comes before what is in it
 		item := &job.Plan.Items[i]
-		if !item.Write {
+		if !item.Write || below(item.Path, kept) {
 			continue
 		}
-		now, err := disk.At(e.Host, item.Path)
-		if err != nil {
-			return nil, nil, nil, fmt.Errorf("looking at %s: %w", item.Path, err)
+		var now disk.Node
+		if !below(item.Path, elsewhere) {
+			var err error
+			if now, err = disk.At(e.Host, item.Path); err != nil {
+				return nil, nil, nil, fmt.Errorf("looking at %s: %w", item.Path, err)
+			}
+		}
+		if now.Kind != disk.Directory && isOrWasDirectory(item) {
+			elsewhere[item.Path] = true
 		}
 		switch undone, edited := judge(item, now); {
-		case undone:
+		case undone && item.Linked == "":
 			continue
 		case edited:
+			kept[item.Path] = now.Kind != disk.Directory
 			notes = append(notes, item.Path+" was changed since and is kept as it is")
 			continue
 		}
-		if item.Before.Kind == disk.File && !item.After.SameContent(item.Before) {
-			backups[item.Before.SHA256] = filepath.Join(job.Dir, "backups", strconv.Itoa(i))
+		after := item.Before
+		if item.Linked != "" {
+			after = disk.Node{Kind: disk.HardLink, Target: item.Linked, UID: after.UID, GID: after.GID}
+		} else if after.Kind == disk.File && !item.After.SameContent(after) {
+			backups[after.SHA256] = filepath.Join(job.Dir, "backups", strconv.Itoa(i))
 		}
-		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: item.Before, Origin: item.Origin, Write: true})
+		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true})
 	}
-	return back, backups, notes, nil
+	full, err := e.keepFull(back)
+	return back, backups, append(notes, full...), err
+}
+
+// keepFull leaves directories out that have to make room for another kind of
+// file, and cannot: somebody put something of their own there.
+func (e *Engine) keepFull(back *plan.Plan) (notes []string, err error) {
+	goes := map[string]bool{}
+	for i := range back.Items {
+		goes[back.Items[i].Path] = back.Items[i].After.Kind == disk.Absent
+	}
+	back.Items = slices.DeleteFunc(back.Items, func(item plan.Item) bool {
+		if !replacesDirectory(&item) || err != nil {
+			return false
+		}
+		var real string
+		if real, err = e.Host.Path(item.Path); err != nil {
+			return false
+		}
+		full := false
+		err = filepath.WalkDir(real, func(name string, _ fs.DirEntry, err error) error {
+			full = full || name != real && !goes[item.Path+strings.TrimPrefix(name, real)]
+			return err
+		})
+		if full {
+			notes = append(notes, item.Path+" is kept as it is: there is something in it that the change did not make")
+		}
+		return full
+	})
+	return notes, err
+}
+
+func below(p string, dirs map[string]bool) bool {
+	for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+		if dirs[dir] {
+			return true
+		}
+	}
+	return false
+}
+
+func isOrWasDirectory(item *plan.Item) bool {
+	return item.Before.Kind == disk.Directory || item.After.Kind == disk.Directory
 }
 
 // judge tells whether a path is as it was before the change, or as neither the
 // change found nor left it. An owner or mode that is half ours is ours.
 func judge(item *plan.Item, now disk.Node) (undone, edited bool) {
-	if item.Before.Equal(now) {
+	switch {
+	case item.Before.Equal(now):
 		return true, false
-	}
-	if item.After.Kind == disk.HardLink {
+	case now.Kind == disk.Absent && isOrWasDirectory(item):
+		return false, false // a crash came between the removal of one kind and the making of the other
+	case item.After.Kind == disk.HardLink:
 		return false, now.Kind != disk.File
 	}
 	return false, !item.After.SameContent(now) && !item.Before.SameContent(now)
