@@ -386,14 +386,15 @@ func (u *Update) dir(id string) string {
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		return dir
 	}
+	// An earlier try of the same digest may lie in failed/ under the same name.
+	if applied := u.State.Applied; applied != nil && u.State.Change != nil && u.State.Change.ByHand {
+		moved = u.Dirs.Generation(applied.Generation)
+	}
 	if g, err := ReadGeneration(moved); err == nil && g.Change == id {
 		return moved
 	}
 	if _, err := os.Stat(u.Dirs.Failed(id)); err == nil {
 		return u.Dirs.Failed(id)
-	}
-	if u.State.Applied != nil && u.State.Change != nil && u.State.Change.ByHand {
-		return u.Dirs.Generation(u.State.Applied.Generation)
 	}
 	return dir
 }
