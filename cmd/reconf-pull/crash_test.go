@@ -185,6 +185,7 @@ func (tr *trial) end(dir string) map[string]string {
 				if data, err = json.Marshal(withoutVolatile(v)); err != nil {
 					return err
 				}
+				data = bytes.ReplaceAll(data, []byte(dir), nil) // errors name it
 			}
 			if first, ok := inodes[st.Ino]; ok && st.Nlink > 1 {
 				line += " is " + first
