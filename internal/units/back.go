@@ -12,6 +12,53 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
+// BeforeBack disables and stops what was not enabled and did not run before the
+// change, while the files that say how are still there: systemd finds no links of
+// a unit without a file.
+func (l *Live) BeforeBack(ctx context.Context, dir string, p *plan.Plan) error {
+	if !p.TouchesUnits() {
+		return nil
+	}
+	before, err := readSaved(savedFile(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // the change did not get to its units
+	}
+	if err != nil {
+		return err
+	}
+	m, err := l.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	var disable []string
+	for _, u := range p.Units {
+		state, err := m.UnitFileState(ctx, u.Name)
+		if err != nil {
+			return err
+		}
+		if state == "enabled" && (u.Again || !startsByItself(before.Units[u.Name])) {
+			disable = append(disable, u.Name)
+		}
+	}
+	_, disabled := m.Disable(ctx, disable)
+	now, err := m.States(ctx, names(p))
+	if err != nil {
+		return errors.Join(disabled, fmt.Errorf("asking for the state of units: %w", err))
+	}
+	var jobs []systemd.Job
+	for _, unit := range names(p) {
+		if !before.Units[unit].Active() && now[unit].Active() && !service.Own(unit) {
+			jobs = append(jobs, systemd.Job{Unit: unit, Kind: systemd.Stop})
+		}
+	}
+	results, err := m.Apply(ctx, jobs, l.JobTimeout)
+	if err != nil {
+		return errors.Join(disabled, fmt.Errorf("stopping units: %w", err))
+	}
+	return errors.Join(disabled, l.failures(ctx, m, results, nil))
+}
+
 // Back brings units back to what Before saved, once their files are back:
 // enablement, and of those that the change restarted, started or stopped, what
 // they did. It touches nothing twice when it is run again after a crash.
@@ -102,11 +149,9 @@ func (l *Live) Healthy(ctx context.Context, dir string, p *plan.Plan) error {
 // way back began, is now.
 func backKind(was, began, is systemd.UnitState) systemd.Kind {
 	switch {
-	case is.LoadState != "loaded":
-		return ""
 	case !was.Active() && is.Active():
-		return systemd.Stop
-	case !was.Active():
+		return systemd.Stop // also one that has no file any more
+	case !was.Active() || is.LoadState != "loaded":
 		return ""
 	case is.Active() && (is.InvocationID == was.InvocationID || is.InvocationID != began.InvocationID):
 		return "" // never touched, or brought back already

@@ -53,6 +53,18 @@ func (o *Offline) After(_ context.Context, _ string, p *plan.Plan) error {
 	return nil
 }
 
+// BeforeBack disables, by their new files, the units that came or whose [Install]
+// changed.
+func (o *Offline) BeforeBack(_ context.Context, _ string, p *plan.Plan) error {
+	var units []string
+	for _, u := range p.Units {
+		if u.Enable || u.Again {
+			units = append(units, u.Name)
+		}
+	}
+	return o.disable(units)
+}
+
 // Back undoes the enablement that the plan carried out.
 func (o *Offline) Back(_ context.Context, _ string, p *plan.Plan) error {
 	var errs []error

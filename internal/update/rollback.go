@@ -116,11 +116,12 @@ type rollbackFiles struct {
 func (s *rollbackFiles) Name() string { return "rollback" }
 
 func (s *rollbackFiles) Run(ctx context.Context) error {
+	units := s.u.Units.BeforeBack(ctx, s.job.Dir, s.job.Plan)
 	result, err := s.u.Engine.Rollback(ctx, s.job)
 	for _, note := range result.Notes {
 		s.u.Log.Warn(note)
 	}
-	return err
+	return errors.Join(units, err)
 }
 
 type rollbackUnits struct {

@@ -40,6 +40,9 @@ type Units interface {
 	Before(ctx context.Context, dir string, p *plan.Plan) error
 	// After runs when the files are written.
 	After(ctx context.Context, dir string, p *plan.Plan) error
+	// BeforeBack runs before the files are brought back: it disables and stops
+	// what came with the change, by the files that it came with.
+	BeforeBack(ctx context.Context, dir string, p *plan.Plan) error
 	// Back brings units back to what Before saved, when the files are back.
 	Back(ctx context.Context, dir string, p *plan.Plan) error
 	// Healthy looks whether the units that the change touched still do what they did.
