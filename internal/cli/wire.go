@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/config"
@@ -209,14 +210,22 @@ const (
 	reachWithin  = time.Minute
 )
 
-// reach asks the source with the configuration as it is now on the disk: the
-// change may have changed that too.
+// reach asks the source as the next run will: in a process of its own, because
+// this one remembers host names, name servers, CAs and open connections from
+// before the change.
 func (a *app) reach(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reachWithin)
 	defer cancel()
+	args := []string{"reach", "--root", a.options.root, "--log-level", "error"}
+	for flag, value := range map[string]string{"--config": a.config, "--state-dir": a.stateDir, "--url": a.url, "--branch": a.branch} {
+		if value != "" {
+			args = append(args, flag, value)
+		}
+	}
 	var last error
 	for range reachTries {
-		if last = a.reachOnce(ctx); last == nil || ctx.Err() != nil {
+		last = run.Self{Timeout: 2 * reachTimeout}.Run(ctx, args...)
+		if last == nil || ctx.Err() != nil {
 			return last
 		}
 		select { // what was just restarted may need a moment
@@ -227,13 +236,28 @@ func (a *app) reach(ctx context.Context) error {
 	return last
 }
 
+// reachCommand is what reach starts. The configuration is read afresh: the change
+// may have changed that too.
+func (a *app) reachCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "reach", Short: "Ask whether the fleet repo can be reached", Hidden: true, Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.reachOnce(cmd.Context()) },
+	}
+	a.sourceFlags(cmd)
+	return cmd
+}
+
 func (a *app) reachOnce(ctx context.Context) error {
 	m, err := a.machine()
 	if err != nil {
 		return err
 	}
 	m.config.Source.Timeout = config.Duration(reachTimeout)
-	src, err := a.source(m, "")
+	st, err := state.Load(m.dirs)
+	if err != nil {
+		return err
+	}
+	src, err := a.source(m, st.Ref)
 	if err != nil {
 		return err
 	}
