@@ -148,6 +148,7 @@ func (e *HeldError) Hint() string {
 // Run is one pull. The caller holds the run lock.
 func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	started := r.Host.Now()
+	r.Update.NameUnused()
 	out, err := r.run(ctx)
 	out.Duration, out.Phases = r.Host.Now().Sub(started), r.phases
 	r.remember(started, out, err)

@@ -20,6 +20,7 @@ import (
 // Hooks runs the script directories of a phase.
 type Hooks interface {
 	List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error)
+	Strays() ([]hooks.Ignored, error)
 	Run(ctx context.Context, phase hooks.Phase, env map[string]string) error
 	Pending(phase hooks.Phase, done func(hash string) (bool, error)) ([]hooks.Script, error)
 	RunOnce(ctx context.Context, phase hooks.Phase, env map[string]string, done func(hash string) (bool, error), mark func(hash string) error) error
@@ -48,6 +49,38 @@ func (u *Update) has(phase hooks.Phase) bool {
 	}
 	scripts, ignored, err := u.Hooks.List(phase)
 	return err != nil || len(scripts)+len(ignored) > 0
+}
+
+// without are the phases that no step of this release runs.
+var without = []hooks.Phase{hooks.NeedsUpdate, hooks.Update, hooks.NeedsReboot}
+
+// NameUnused says which script directories nothing will ever run: nobody may
+// believe that a script ran because nothing was said of it.
+func (u *Update) NameUnused() {
+	if u.Hooks == nil {
+		return
+	}
+	strays, err := u.Hooks.Strays()
+	if err != nil {
+		u.Log.Warnf("script directories: %v", err)
+	}
+	for _, stray := range strays {
+		u.Log.Warnf("%s is not run: %s", stray.Path, stray.Reason)
+	}
+	for _, phase := range without {
+		scripts, _, err := u.Hooks.List(phase)
+		if err != nil {
+			u.Log.Warnf("script directories: %v", err)
+		}
+		var dirs []string
+		for _, script := range scripts {
+			dirs = append(dirs, filepath.Dir(script.Path))
+		}
+		slices.Sort(dirs)
+		for _, dir := range slices.Compact(dirs) {
+			u.Log.Warnf("%s is not run: this release has no step for it", dir)
+		}
+	}
 }
 
 // hook runs the scripts of a phase with what they may know of the change.
