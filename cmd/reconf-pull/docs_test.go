@@ -203,6 +203,49 @@ func TestEveryCommandIsDocumented(t *testing.T) {
 	}
 }
 
+// docs/hooks.md has a row for every variable and every phase that scripts can
+// meet, and no other variable.
+func TestHooksAreDocumented(t *testing.T) {
+	variable := regexp.MustCompile(`RECONF_[A-Z_]+[A-Z]`)
+	var known []string
+	for _, pattern := range []string{"../../internal/hooks/*.go", "../../internal/update/*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			known = append(known, variable.FindAllString(string(data), -1)...)
+		}
+	}
+	slices.Sort(known)
+	known = slices.Compact(known)
+	documented := rows(t, "docs/hooks.md", regexp.MustCompile("(?m)^\\| `(RECONF_[A-Z_]+)` \\|"))
+	slices.Sort(documented)
+	if !slices.Equal(known, documented) {
+		t.Errorf("variables are  %v\ndocumented are %v", known, documented)
+	}
+	text, err := os.ReadFile("../../docs/hooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := rows(t, "internal/hooks/hooks.go", regexp.MustCompile(`(?m)^\t[A-Z][A-Za-z]+ +(?:Phase )?= "([a-z_]+)"`))
+	if len(list) < 11 {
+		t.Errorf("the phases found in the code are %v", list)
+	}
+	for _, phase := range list {
+		if !strings.Contains(string(text), "`"+phase+"`") {
+			t.Errorf("docs/hooks.md says nothing of %s", phase)
+		}
+	}
+}
+
 func rows(t *testing.T, name string, row *regexp.Regexp) []string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("../..", name))
