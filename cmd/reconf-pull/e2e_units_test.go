@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -8,45 +9,80 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/bootedhost"
 )
 
-// A unit that cannot start fails the run by name and holds nobody else up.
+// A push whose units cannot start is rolled back whole: files, enablement, and
+// what every unit of it did. Its digest is held until a mended push.
 func TestFailingUnit(t *testing.T) {
 	m := on(t, bootedhost.Debian13)
 	repo := m.Repo()
-	repo.Write("good.service", sleeper())
-	repo.Write("bad.service", unlines("[Service]", "ExecStart=/bin/sh -c 'echo out of cheese >&2; exit 3'", "[Install]", "WantedBy=multi-user.target"))
-	repo.Write("lost.service", unlines("[Service]", "Type=oneshot", "ExecStart=/no/such/program", "[Install]", "WantedBy=multi-user.target"))
-	m.push("systemd:", "  units:",
+	units := []string{
+		"systemd:", "  units:",
 		"    - {name: bad.service, enabled: true, contents_local: bad.service}",
 		"    - {name: good.service, enabled: true, contents_local: good.service}",
+	}
+	repo.Write("bad.service", sleeper())
+	repo.Write("good.service", sleeper())
+	m.push(append(units, "storage: {files: [{path: /etc/written, contents: {inline: first}}]}")...)
+	m.converge()
+	m.Run("systemctl", "stop", "good.service") // by the admin: it stays stopped
+	before := m.Run("sh", "-c", "cat /etc/systemd/system/*.service; find /etc/systemd/system -name '*.service' | sort")
+
+	repo.Write("bad.service", unlines("[Service]", "ExecStart=/bin/sh -c 'echo out of cheese >&2; exit 3'", "[Install]", "WantedBy=multi-user.target"))
+	repo.Write("good.service", sleeper("Nice=3"))
+	repo.Write("fresh.service", sleeper())
+	repo.Write("lost.service", unlines("[Service]", "Type=oneshot", "ExecStart=/no/such/program", "[Install]", "WantedBy=multi-user.target"))
+	bad := append(slices.Clone(units),
+		"    - {name: fresh.service, enabled: true, contents_local: fresh.service}",
 		"    - {name: lost.service, enabled: true, contents_local: lost.service}",
-		"storage: {files: [{path: /etc/written, contents: {inline: yes}}]}")
-	fails := func() {
-		t.Helper()
+		"storage: {files: [{path: /etc/written, contents: {inline: second}}]}")
+	m.push(bad...)
+	m.expect("the bad push", m.during(func() {
 		status, said := m.pull()
 		if status != 1 {
 			t.Errorf("the run ended with %d", status)
 		}
-		for _, want := range []string{"bad.service: ", "exit-code 3", "    out of cheese\n", "lost.service: ", "/no/such/program", "reconf-pull: hint: "} {
+		for _, want := range []string{"bad.service: ", "exit-code 3", "    out of cheese\n", "lost.service: ", "/no/such/program", "was rolled back", "reconf-pull: hint: the host is as it was before"} {
 			if !strings.Contains(said, want) {
 				t.Errorf("the run does not say %q:\n%s", want, said)
 			}
 		}
-		if strings.Contains(said, "good.service: ") && !strings.Contains(said, "good.service: /etc/") {
-			t.Errorf("the run blames good.service:\n%s", said)
+		for _, innocent := range []string{"good.service: ", "fresh.service: "} {
+			if strings.Contains(said, innocent) && !strings.Contains(said, innocent+"/etc/") {
+				t.Errorf("the run blames %s\n%s", innocent, said)
+			}
+		}
+	}), "bad.service restarted") // it failed, and runs again by its old file
+	m.gives("first", "cat", "/etc/written")
+	if after := m.Run("sh", "-c", "cat /etc/systemd/system/*.service; find /etc/systemd/system -name '*.service' | sort"); after != before {
+		t.Errorf("the units are not what they were:\n%s\nwant:\n%s", after, before)
+	}
+	m.gives("active", "systemctl", "is-active", "bad.service")
+	for _, stopped := range []string{"good.service", "fresh.service", "lost.service"} {
+		if out, _ := m.Try("systemctl", "is-active", stopped); strings.TrimSpace(out) != "inactive" {
+			t.Errorf("%s is %s", stopped, out)
 		}
 	}
-	m.expect("the bad push", m.during(fails), "good.service started")
-	m.gives("yes", "cat", "/etc/written")
-	if out, status := m.Try("reconf-pull", "status"); status != 1 || !strings.Contains(out, "bad.service") {
-		t.Errorf("status ends with %d:\n%s", status, out)
-	}
 	m.gives("failed", "systemctl", "is-failed", agent)
-	m.expect("the next run", m.during(fails))
+	out, status := m.Try("reconf-pull", "status")
+	if status != 1 {
+		t.Errorf("status ends with %d", status)
+	}
+	for _, want := range []string{"health:   failing\n", "held: ", "because:  post-configure: ", "bad.service: ", "next:     push a commit that mends it, or mend the host and say reconf-pull retry\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("status does not say %q:\n%s", want, out)
+		}
+	}
+	m.expect("the next run", m.during(func() {
+		if status, said := m.pull(); status != 1 || !strings.Contains(said, "is held since") {
+			t.Errorf("it ended with %d:\n%s", status, said)
+		}
+	}))
+	m.gives("first", "cat", "/etc/written")
 
-	repo.Write("bad.service", sleeper())
+	repo.Write("bad.service", sleeper("Nice=1"))
 	repo.Write("lost.service", sleeper())
-	repo.Push("mend the units")
-	m.expect("the mended push", m.during(func() { m.converge() }), "bad.service started", "lost.service started")
+	m.push(bad...)
+	m.expect("the mended push", m.during(func() { m.converge() }), "bad.service restarted", "fresh.service started", "good.service started", "lost.service started")
+	m.gives("second", "cat", "/etc/written")
 	m.gives("running", "systemctl", "is-system-running")
 }
 
