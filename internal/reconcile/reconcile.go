@@ -214,7 +214,10 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 // else: it needs no source.
 func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
 	change := r.Update.State.Change
-	if change == nil || r.Update.Ended(change) {
+	if change == nil {
+		return r.Update.ClearResume()
+	}
+	if r.Update.Ended(change) {
 		return nil
 	}
 	r.Log.Infof("going on with change %s, which did not end", change.ID)
@@ -474,18 +477,18 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome)
 		return err
 	}
 	if prop.Plan.Empty() && !open && !migrations {
-		out.Result = Recorded
 		if err := r.Update.RecordOnly(ctx, change, prop.Plan, inputs); err != nil {
 			return err
 		}
+		out.Result = Recorded
 	} else {
-		out.Result = Applied
 		if err := r.Update.Pin(ctx, change, prop.Plan, inputs); err != nil {
 			return err
 		}
 		if err := r.Update.Apply(ctx, prop.Plan); err != nil {
 			return err
 		}
+		out.Result = Applied
 	}
 	out.Generation = st.Applied.Generation
 	return nil

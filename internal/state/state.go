@@ -144,6 +144,10 @@ func (d Dirs) Generation(n int) string {
 // Failed is the directory of a change that was rolled back.
 func (d Dirs) Failed(id string) string { return filepath.Join(d.State, "failed", id) }
 
+// Resume is there while a change is under way: reconf-pull-resume.service looks
+// for it at boot.
+func (d Dirs) Resume() string { return filepath.Join(d.State, "resume") }
+
 // Migration is the marker of a migration script that has run, by its content.
 func (d Dirs) Migration(hash string) string { return filepath.Join(d.State, "migrations", hash) }
 

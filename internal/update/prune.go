@@ -25,6 +25,9 @@ func writeSynced(path string, v any) error {
 // generations beyond Keep, and contents that no kept generation has. Whatever
 // is cut off here is done by the next run.
 func (u *Update) Prune() error {
+	if err := u.ClearResume(); err != nil {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
 	named := slices.Clone(u.State.Open)
 	if u.State.Change != nil {
 		named = append(named, u.State.Change.ID)
@@ -67,6 +70,17 @@ func (u *Update) Prune() error {
 		return nil // its contents are in no manifest of a generation
 	}
 	return u.pruneBlobs(numbers[len(numbers)-kept:])
+}
+
+// ClearResume takes the marker away once no change is under way.
+func (u *Update) ClearResume() error {
+	if u.State.Change != nil {
+		return nil
+	}
+	if err := os.Remove(u.Dirs.Resume()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (u *Update) pruneBlobs(generations []int) error {

@@ -221,6 +221,9 @@ func (u *Update) Back(ctx context.Context) error {
 	change.Rollback = back.Tasks
 	st.Change = change
 	st.Held = &state.Hold{Digest: g.Digest, Commit: g.Commit, Step: byHand, Reason: "by hand", Time: u.Host.Now()}
+	if err := os.WriteFile(u.Dirs.Resume(), nil, 0o600); err != nil {
+		return err
+	}
 	if err := state.Save(u.Dirs, st); err != nil {
 		return err
 	}

@@ -127,6 +127,11 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 	if err := u.stage(ctx, dir, p, in); err != nil {
 		return fmt.Errorf("staging the change: %w", err)
 	}
+	// Made before the change is, by the same sync: a boot that finds it and no
+	// change has only looked once too often.
+	if err := os.WriteFile(u.Dirs.Resume(), nil, 0o600); err != nil {
+		return fmt.Errorf("staging the change: %w", err)
+	}
 	if err := atomicfile.SyncFS(u.Dirs.State); err != nil {
 		return fmt.Errorf("staging the change: %w", err)
 	}
@@ -360,6 +365,7 @@ func (u *Update) Resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer u.inhibit(ctx, change)()
 	if len(change.Rollback) > 0 {
 		return u.resumeBack(ctx, change, job)
 	}
@@ -379,7 +385,11 @@ func (u *Update) resumeBack(ctx context.Context, change *state.Change, job *engi
 	if dead := u.exhausted(change.Rollback); dead != nil {
 		return &RolledBackError{Failed: failed, Back: dead}
 	}
-	return &RolledBackError{Failed: failed, Back: u.goBack(ctx, change, job, false)}
+	back := u.goBack(ctx, change, job, false)
+	if ctx.Err() == nil && !change.ByHand {
+		u.failedHook(ctx, change, job, failed) // the run that failed did not get to it
+	}
+	return &RolledBackError{Failed: failed, Back: back}
 }
 
 // dir is where the change lies: record moves it to its generation before the
@@ -546,6 +556,7 @@ func (u *Update) Adopt() error {
 // Apply carries the change out that Pin has just pinned.
 func (u *Update) Apply(ctx context.Context, p *plan.Plan) error {
 	change := u.State.Change
+	defer u.inhibit(ctx, change)()
 	return u.run(ctx, change, &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}, true)
 }
 
@@ -557,7 +568,6 @@ func (u *Update) runner(change *state.Change) *pipeline.Runner {
 }
 
 func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
-	defer u.inhibit(ctx, change)()
 	if err := u.cleanSuperseded(ctx); err != nil {
 		return err
 	}
