@@ -216,6 +216,7 @@ func (u *Update) Back(ctx context.Context) error {
 		ID: g.Change, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Previous: g.Previous, Digest: g.Digest,
 		Reasons: g.Reasons, Pinned: g.Started, Tasks: g.Steps, ByHand: true,
 	}
+	defer u.inhibit(ctx, change)()
 	back := &state.Change{ID: change.ID}
 	u.runner(change).Begin(back, u.backSteps(change, job))
 	change.Rollback = back.Tasks
