@@ -135,10 +135,13 @@ func hint(err error) string {
 		usage   *usageError
 		step    *pipeline.StepError
 		back    *update.RolledBackError
+		kept    *update.KeptError
 	)
 	switch {
 	case errors.As(err, &back) && back.Back == nil:
 		return "the host is as it was before; push a commit that mends it, or mend the host and say reconf-pull retry"
+	case errors.As(err, &kept):
+		return "push a commit that mends it, or mend the host and say reconf-pull retry"
 	case errors.As(err, &back):
 		return "the next run goes on rolling back; reconf-pull status shows what is left"
 	case errors.As(err, &step):

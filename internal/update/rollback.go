@@ -38,6 +38,16 @@ func (e *RolledBackError) Error() string {
 
 func (e *RolledBackError) Unwrap() error { return e.Failed }
 
+// KeptError is a change that failed for good and was left as it is, because
+// the operator wants it so.
+type KeptError struct{ Failed *pipeline.StepError }
+
+func (e *KeptError) Error() string {
+	return fmt.Sprintf("%v\nwhat the change did is kept (apply.on_failure), and its digest is held", e.Failed)
+}
+
+func (e *KeptError) Unwrap() error { return e.Failed }
+
 // failed decides what becomes of a change one of whose steps failed. Steps
 // that touched the host roll back at once; a record that could not be written
 // is simply tried again.
@@ -51,7 +61,7 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 	case u.KeepFailed:
 		u.failedHook(ctx, change, job, err)
 		u.State.Held = u.hold(change, err.Step, err.Err)
-		return errors.Join(err, state.Save(u.Dirs, u.State))
+		return errors.Join(&KeptError{err}, state.Save(u.Dirs, u.State))
 	}
 	return u.rollBack(ctx, change, job, err)
 }
