@@ -194,6 +194,7 @@ func (repo) Discard() error                                      { return nil }
 type offline struct{ systemd.Offline }
 
 func (o offline) UnitFileState(_ context.Context, unit string) (string, error) { return o.State(unit) }
+func (offline) Err() error                                                     { return nil }
 func (offline) Close()                                                         {}
 
 // RoundTrip serves what the archive has.

@@ -33,6 +33,8 @@ import (
 // Services is what plans ask about units, with its end.
 type Services interface {
 	plan.Services
+	// Err is what went wrong while answering: an answer has no room for it.
+	Err() error
 	Close()
 }
 
@@ -447,6 +449,9 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	defer services.Close()
 	in.Services = services
 	prop.Plan, err = plan.Make(ctx, in)
+	if asked := services.Err(); asked != nil {
+		return fmt.Errorf("asking about units: %w", asked)
+	}
 	return err
 }
 
