@@ -4,13 +4,12 @@ import (
 	"errors"
 	"time"
 
-	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // locked runs a command that may change the host or its state, while no other
 // one does.
-func (a *app) locked(what string, command func(*machine, *reconcile.Reconciler) error) (err error) {
+func (a *app) locked(what string, command func(*machine, *state.State) error) (err error) {
 	m, err := a.machine()
 	if err != nil {
 		return err
@@ -30,9 +29,5 @@ func (a *app) locked(what string, command func(*machine, *reconcile.Reconciler) 
 	if err != nil {
 		return err
 	}
-	r, err := a.reconciler(m, st)
-	if err != nil {
-		return err
-	}
-	return command(m, r)
+	return command(m, st)
 }

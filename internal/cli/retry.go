@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 func (a *app) retryCommand() *cobra.Command {
@@ -16,12 +16,11 @@ func (a *app) retryCommand() *cobra.Command {
 mends it. Retry ends that, for when it was the host that had to be mended.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return a.locked("retry", func(_ *machine, r *reconcile.Reconciler) error {
-				st := r.Update.State
+			return a.locked("retry", func(m *machine, st *state.State) error {
 				if st.Held == nil && (st.Change == nil || !st.Change.Ended()) {
 					return a.print("nothing is held\n")
 				}
-				if err := r.Update.Retry(); err != nil {
+				if err := a.update(m, st).Retry(); err != nil {
 					return err
 				}
 				return a.print("the next run tries again: systemctl start reconf-pull, or reconf-pull run\n")
@@ -40,11 +39,10 @@ named. The digest stays held until another one arrives or reconf-pull retry. It 
 one generation back; for an older one, revert the commit and push.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.locked("rollback", func(_ *machine, r *reconcile.Reconciler) error {
-				if err := r.Update.Back(cmd.Context()); err != nil {
+			return a.locked("rollback", func(m *machine, st *state.State) error {
+				if err := a.update(m, st).Back(cmd.Context()); err != nil {
 					return err
 				}
-				st := r.Update.State
 				return a.print(fmt.Sprintf("%s is back at %.12s, generation %d\n", st.Applied.Host, st.Applied.Commit, st.Applied.Generation))
 			})
 		},

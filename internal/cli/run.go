@@ -32,12 +32,16 @@ and applies this host's config if it, or a file that it refers to, has changed.
 }
 
 func (a *app) run(ctx context.Context) error {
-	return a.locked("run", func(m *machine, r *reconcile.Reconciler) error { return a.pull(ctx, m, r) })
+	return a.locked("run", func(m *machine, st *state.State) error { return a.pull(ctx, m, st) })
 }
 
 // pull is one run, under the run lock.
-func (a *app) pull(ctx context.Context, m *machine, r *reconcile.Reconciler) error {
-	if st := r.Update.State; st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
+func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
+	r, err := a.reconciler(m, st)
+	if err != nil {
+		return err
+	}
+	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
 		if err := r.Update.Adopt(); err != nil {
 			return err
 		}

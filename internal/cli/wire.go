@@ -161,9 +161,6 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	if err != nil {
 		return nil, err
 	}
-	runner := run.Host{}
-	accounts := &host.Accounts{Host: m.host, Runner: runner}
-	engine := &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts, Runner: runner}
 	r := &reconcile.Reconciler{
 		Host: m.host, Dirs: m.dirs, Source: src, Names: names, Named: named, Strict: m.config.Translate.Strict,
 		Settings: plan.Settings{
@@ -172,30 +169,43 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 			Watches: m.config.Watches(), Protected: protected(m), Own: own(m),
 		},
 		Contents: a.contents(m),
-		Accounts: accounts, OnChange: systemd.OnChange, Log: m.log,
-		Update: &update.Update{Host: m.host, Dirs: m.dirs, State: st, Engine: engine, Log: m.log, Keep: m.config.Keep,
-			MaxAttempts: m.config.Retry.Attempts, KeepFailed: m.config.Apply.OnFailure == "keep"},
+		Accounts: accounts(m), OnChange: systemd.OnChange, Log: m.log,
+		Update:   a.update(m, st),
 		Announce: func(*reconcile.Proposal) {},
 	}
+	r.Services = func(context.Context) (reconcile.Services, error) {
+		return offlineServices{systemd.Offline{Host: m.host}}, nil
+	}
 	if m.host.Live() {
-		r.Services = func(ctx context.Context) (reconcile.Services, error) { return liveServices(ctx) }
-		r.Update.Units = &units.Live{
-			Connect: systemd.Connect, Host: m.host, Runner: runner, Log: m.log,
-			JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
-		}
-		r.Update.Hooks = &hooks.Runner{
-			Host: m.host, Dirs: []string{hooks.Dir}, Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
-			Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
-		}
-		r.Update.Inhibit = inhibit
-		r.Update.Reach, r.Update.HealthSource = a.reach, m.config.Health.Source
-	} else {
-		r.Services = func(context.Context) (reconcile.Services, error) {
-			return offlineServices{systemd.Offline{Host: m.host}}, nil
-		}
-		r.Update.Units = &units.Offline{Host: m.host, Log: m.log}
+		r.Services = liveServices
 	}
 	return r, nil
+}
+
+func accounts(m *machine) *host.Accounts { return &host.Accounts{Host: m.host, Runner: run.Host{}} }
+
+// update wires what carries changes out and undoes them: it needs no source.
+func (a *app) update(m *machine, st *state.State) *update.Update {
+	u := &update.Update{
+		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Keep: m.config.Keep,
+		Engine:      &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts(m), Runner: run.Host{}},
+		Units:       &units.Offline{Host: m.host, Log: m.log},
+		MaxAttempts: m.config.Retry.Attempts, KeepFailed: m.config.Apply.OnFailure == "keep",
+	}
+	if !m.host.Live() {
+		return u
+	}
+	u.Units = &units.Live{
+		Connect: systemd.Connect, Host: m.host, Runner: run.Host{}, Log: m.log,
+		JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
+	}
+	u.Hooks = &hooks.Runner{
+		Host: m.host, Dirs: []string{hooks.Dir}, Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
+		Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
+	}
+	u.Inhibit = inhibit
+	u.Reach, u.HealthSource = a.reach, m.config.Health.Source
+	return u
 }
 
 func (a *app) contents(m *machine) contents.Opener {
