@@ -23,6 +23,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 )
 
 // A trial is a fleet repo with two versions and the program itself. Every run
@@ -37,7 +39,7 @@ type trial struct {
 func newTrial(t *testing.T) *trial {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: files get owners")
+		lacking.Skip(t, "needs root: files get owners")
 	}
 	tr := &trial{t: t, binary: filepath.Join(t.TempDir(), "reconf-pull"), repo: t.TempDir(), scratch: t.TempDir()}
 	// Hundreds of runs sync hundreds of times: in memory, where there is room.

@@ -22,6 +22,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/run"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -874,7 +875,7 @@ func TestEnablement(t *testing.T) {
 // What only root can make: mounts and attributes.
 func TestClosedPlaces(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root: it mounts and sets attributes")
+		lacking.Skip(t, "needs root: it mounts and sets attributes")
 	}
 	mount := func(w *world, path string, flags uintptr) {
 		w.t.Helper()
@@ -893,7 +894,7 @@ func TestClosedPlaces(t *testing.T) {
 		}
 		set := func(flags int) error { return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) }
 		if err := set(unix.STATX_ATTR_IMMUTABLE); err != nil {
-			w.t.Skipf("no attributes here: %v", err)
+			lacking.Skip(w.t, "no attributes here: %v", err)
 		}
 		w.t.Cleanup(func() { _ = errors.Join(set(0), f.Close()) })
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/run"
@@ -48,7 +49,7 @@ import (
 // then changes nothing.
 func TestIgnitionProperty(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("needs root: files get owners")
+		lacking.Skip(t, "needs root: files get owners")
 	}
 	names, err := filepath.Glob("../../testdata/translate/*.txtar")
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -35,7 +36,7 @@ type bench struct {
 func newBench(t *testing.T) *bench {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: files get owners")
+		lacking.Skip(t, "needs root: files get owners")
 	}
 	b := &bench{t: t, root: t.TempDir()}
 	h := host.New(b.root)
@@ -331,7 +332,7 @@ func (b *bench) immutable(p string) (undo func()) {
 	b.check(err)
 	set := func(flags int) error { return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags) }
 	if err := set(unix.STATX_ATTR_IMMUTABLE); err != nil {
-		b.t.Skipf("no attributes here: %v", err)
+		lacking.Skip(b.t, "no attributes here: %v", err)
 	}
 	undo = func() { _ = set(0) }
 	b.t.Cleanup(func() { undo(); f.Close() })
