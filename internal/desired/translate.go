@@ -16,8 +16,8 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 )
 
-// unitDir is where systemd reads what the administrator, or Ignition, wrote.
-const unitDir = "/etc/systemd/system"
+// UnitDir is where systemd reads what the administrator, or Ignition, wrote.
+const UnitDir = "/etc/systemd/system"
 
 // What Ignition gives to what it creates.
 const (
@@ -26,10 +26,10 @@ const (
 )
 
 // UnitPath is where the contents of a unit lie.
-func UnitPath(name string) string { return path.Join(unitDir, name) }
+func UnitPath(name string) string { return path.Join(UnitDir, name) }
 
 // DropinPath is where a drop-in of a unit lies.
-func DropinPath(unit, name string) string { return path.Join(unitDir, unit+".d", name) }
+func DropinPath(unit, name string) string { return path.Join(UnitDir, unit+".d", name) }
 
 // Locator says where the host config speaks of a resource, by the path or name
 // as written; field narrows it down in Butane's words.

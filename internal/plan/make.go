@@ -191,7 +191,7 @@ func (m *maker) collectBases() {
 	}
 }
 
-const unitDir = "/etc/systemd/system/"
+const unitDir = desired.UnitDir + "/"
 
 // collectWants turns units into their files and puts everything under its path.
 func (m *maker) collectWants() {

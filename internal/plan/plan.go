@@ -170,4 +170,7 @@ type Services interface {
 	service.Host
 	// UnitFileState is what systemctl is-enabled says, "" for no such unit.
 	UnitFileState(ctx context.Context, unit string) (string, error)
+	// OnChange is X-Reconf-OnChange= of a unit as it is on disk, wherever its file
+	// and drop-ins lie.
+	OnChange(unit string) string
 }

@@ -61,6 +61,7 @@ type services map[string]string
 func (s services) Exists(unit string) bool       { return s[unit] != "" }
 func (s services) Instances(string) []string     { return nil }
 func (s services) Triggers(unit string) []string { return nil }
+func (s services) OnChange(string) string        { return "" }
 func (s services) UnitFileState(_ context.Context, unit string) (string, error) {
 	return s[unit], nil
 }

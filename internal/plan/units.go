@@ -262,7 +262,14 @@ func (m *maker) onChange(ctx context.Context, unit string) string {
 	if template := service.TemplateOf(unit); template != "" && m.items[file] == nil && !m.Host.Exists(file) {
 		file = unitDir + template
 	}
-	paths := []string{file}
+	written := func(p string) bool { return m.items[p] != nil && m.items[p].Write }
+	paths, touched := []string{file}, written(file)
+	for _, p := range sortedKeys(m.items) {
+		touched = touched || path.Dir(p) == file+".d" && written(p)
+	}
+	if !touched {
+		return m.Services.OnChange(unit) // it may be the image's, and say so in /usr
+	}
 	for _, p := range sortedKeys(m.wants) {
 		if path.Dir(p) == file+".d" && path.Ext(p) == ".conf" {
 			paths = append(paths, p)

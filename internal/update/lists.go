@@ -7,11 +7,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 )
 
-const unitDir = "/etc/systemd/system/"
+const unitDir = desired.UnitDir + "/"
 
 // writeLists writes what the change does to units, one full unit name a line,
 // sorted and unique: for hooks and for whoever looks. They are the same for
