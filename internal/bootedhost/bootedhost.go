@@ -4,7 +4,7 @@
 //
 // A host is a copy of a cached Debian image, loop-mounted as plain ext4 in a mount
 // namespace that only this host sees, booted in a PID namespace and a control group
-// of its own. The network is the machine's.
+// of its own. The network is the machine's, or one where only the test is.
 package bootedhost
 
 import (
@@ -46,6 +46,10 @@ type Options struct {
 
 	// Repo is the fleet repo at RepoURL; a new one if nil. Hosts may share one.
 	Repo *Repo
+
+	// PrivateNetwork gives the host an interface and an address of its own instead of
+	// this machine's network. Nobody is there but the test, at Gateway: see Listen.
+	PrivateNetwork bool
 }
 
 // Host is one booted host. Its methods fail the test instead of returning errors;
@@ -57,7 +61,9 @@ type Host struct {
 	tb      testing.TB
 	machine string // unique on this machine
 	repo    *Repo
+	ns      *namespace
 	disk    *disk
+	network bool   // of its own
 	cgroup  string // in the unified hierarchy; there while the host is on
 	console string // what the boots printed
 
@@ -90,7 +96,7 @@ func lacks() []string {
 	if os.Geteuid() != 0 {
 		missing = append(missing, "not root")
 	}
-	for _, tool := range []string{"systemd-nspawn", "debootstrap", "mkfs.ext4", "unshare", "nsenter", "git"} {
+	for _, tool := range []string{"systemd-nspawn", "debootstrap", "mkfs.ext4", "unshare", "nsenter", "git", "ip"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			missing = append(missing, "no "+tool)
 		}
@@ -130,6 +136,7 @@ func Prepare(tb testing.TB, o Options) *Host {
 		tb:      tb,
 		machine: fmt.Sprintf("%s-%d-%d", o.Name, os.Getpid(), hosts.Add(1)),
 		repo:    o.Repo,
+		network: o.PrivateNetwork,
 		console: filepath.Join(scratch, "console"),
 	}
 	template, err := cachedImage(tb, o.OS)
@@ -141,7 +148,11 @@ func Prepare(tb testing.TB, o Options) *Host {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(h.destroy)
-	h.disk, err = newDisk(template, filepath.Join(scratch, "root"))
+	h.ns, err = newNamespace(o.PrivateNetwork)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	h.disk, err = newDisk(h.ns, template, filepath.Join(scratch, "root"))
 	if err != nil {
 		tb.Fatalf("making the disk of %s: %v", h.Name, err)
 	}
@@ -154,6 +165,9 @@ func Prepare(tb testing.TB, o Options) *Host {
 	h.Write("/etc/machine-id", []byte(hex.EncodeToString(id)+"\n"), 0o444)
 	h.Write("/etc/hostname", []byte(h.Name+"\n"), 0o644)
 	h.Write("/etc/hosts", []byte("127.0.0.1 localhost\n127.0.1.1 "+h.Name+"\n"), 0o644)
+	if o.PrivateNetwork {
+		h.connect()
+	}
 	for path, local := range o.Files {
 		h.copyFrom(local, path)
 	}
@@ -172,6 +186,9 @@ func (h *Host) destroy() {
 		if err := h.disk.close(); err != nil {
 			h.tb.Errorf("detaching the disk of %s: %v", h.Name, err)
 		}
+	}
+	if h.ns != nil {
+		h.ns.close()
 	}
 }
 

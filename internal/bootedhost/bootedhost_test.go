@@ -271,7 +271,7 @@ func TestTry(t *testing.T) {
 // A test binary that is killed, or panics because its time is up, runs no cleanup.
 func TestNothingOutlivesTheProcess(t *testing.T) {
 	if os.Getenv("BOOTEDHOST_CHILD") != "" {
-		h := bootedhost.Boot(t, bootedhost.Options{OS: bootedhost.Debian12})
+		h := bootedhost.Boot(t, bootedhost.Options{OS: bootedhost.Debian12, PrivateNetwork: true})
 		fmt.Printf("\ndisk=%s\n", h.Run("sed", "-n", "s,^/dev/\\(loop[0-9]*\\) / .*,\\1,p", "/proc/mounts"))
 		select {}
 	}

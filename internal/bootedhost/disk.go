@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"time"
 	"unsafe"
 
@@ -32,7 +31,7 @@ type disk struct {
 	mounted bool
 }
 
-func newDisk(template, dir string) (*disk, error) {
+func newDisk(ns *namespace, template, dir string) (*disk, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -49,10 +48,6 @@ func newDisk(template, dir string) (*disk, error) {
 	loop, err := attach(f)
 	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
 		return nil, err
-	}
-	ns, err := newNamespace()
-	if err != nil {
-		return nil, errors.Join(err, loop.Close())
 	}
 	return &disk{ns: ns, loop: loop, dir: dir}, nil
 }
@@ -154,58 +149,5 @@ func (d *disk) cutPower() error {
 }
 
 func (d *disk) close() error {
-	err := d.unmount()
-	d.ns.close()
-	return errors.Join(err, d.loop.Close())
+	return errors.Join(d.unmount(), d.loop.Close())
 }
-
-// namespace is an operating system thread in a mount namespace of its own. Mounts made
-// there are seen by the processes started there and by nobody else: another host's
-// namespace, a copy of this machine's, cannot keep them busy.
-type namespace struct {
-	calls chan func()
-}
-
-func newNamespace() (*namespace, error) {
-	ns := &namespace{calls: make(chan func())}
-	ready := make(chan error)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine.
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNS)
-		if err == nil {
-			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-		}
-		if err == nil {
-			err = hideNspawnState()
-		}
-		ready <- err
-		for f := range ns.calls {
-			f()
-		}
-	}()
-	if err := <-ready; err != nil {
-		ns.close()
-		return nil, fmt.Errorf("making a mount namespace: %w", err)
-	}
-	return ns, nil
-}
-
-// hideNspawnState gives nspawn a state directory that goes with the namespace. It leaves
-// files there when it is killed.
-func hideNspawnState() error {
-	const dir = "/run/systemd/nspawn"
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	return unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755")
-}
-
-// do runs f in the namespace. Processes that f starts stay there.
-func (ns *namespace) do(f func() error) error {
-	result := make(chan error)
-	ns.calls <- func() { result <- f() }
-	return <-result
-}
-
-func (ns *namespace) close() { close(ns.calls) }

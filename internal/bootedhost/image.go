@@ -25,7 +25,7 @@ type OS struct {
 }
 
 var base = []string{
-	"systemd", "systemd-sysv", "dbus", "udev", "iproute2", "ca-certificates", "openssh-client", "git",
+	"systemd", "systemd-sysv", "dbus", "udev", "iproute2", "ca-certificates", "openssh-client", "git", "nftables",
 }
 
 var (

@@ -41,10 +41,15 @@ func (h *Host) start() error {
 		"--quiet", "--boot", "--directory=" + h.disk.dir,
 		"--machine=" + h.machine, "--hostname=" + h.Name,
 		"--register=no", "--keep-unit", "--settings=no", "--console=read-only",
-		"--link-journal=no", "--resolv-conf=copy-host", "--timezone=off",
+		"--link-journal=no", "--timezone=off",
 		// podman
 		"--capability=all", "--system-call-filter=@keyring bpf",
 		"--bind-ro=" + h.repo.bare + ":" + repoPath,
+	}
+	if h.network {
+		args = append(args, "--network-bridge="+bridge, "--resolv-conf=off")
+	} else {
+		args = append(args, "--resolv-conf=copy-host")
 	}
 	console, err := os.OpenFile(h.console, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -71,7 +76,7 @@ func (h *Host) start() error {
 		// unshare, of its PID namespace and of the host.
 		Pdeathsig: syscall.SIGKILL,
 	}
-	if err := h.disk.ns.do(cmd.Start); err != nil {
+	if err := h.ns.do(cmd.Start); err != nil {
 		return err
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
