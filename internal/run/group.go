@@ -49,6 +49,7 @@ type Group struct {
 	Env     []string // besides PATH and LC_ALL
 	Timeout time.Duration
 	Output  io.Writer // gets stdout and stderr, in the order of writing
+	Errors  io.Writer // gets stderr instead, unless it is nil
 }
 
 var groups sync.Mutex
@@ -79,6 +80,9 @@ func (g *Group) command() *exec.Cmd {
 	cmd.Dir = "/"
 	cmd.Env = append(cmd.Env, g.Env...)
 	cmd.Stdout, cmd.Stderr = g.Output, g.Output
+	if g.Errors != nil {
+		cmd.Stderr = g.Errors
+	}
 	return cmd
 }
 

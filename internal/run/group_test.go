@@ -293,3 +293,14 @@ func TestHostReturnsOutputAndStatus(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 }
+
+func TestGroupKeepsErrorsApart(t *testing.T) {
+	var out, errs bytes.Buffer
+	group := &run.Group{Argv: []string{"sh", "-c", "echo answer; echo complaint >&2"}, Timeout: time.Minute, Output: &out, Errors: &errs}
+	if err := group.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "answer\n" || errs.String() != "complaint\n" {
+		t.Errorf("stdout %q, stderr %q", out.String(), errs.String())
+	}
+}
