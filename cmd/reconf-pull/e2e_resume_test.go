@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"os"
 	"testing"
 	"time"
 
@@ -12,12 +11,6 @@ import (
 // before the timer; a boot with nothing under way starts nothing.
 func TestResumeAtBoot(t *testing.T) {
 	m := on(t, bootedhost.Debian13)
-	unit, err := os.ReadFile("../../packaging/systemd/reconf-pull-resume.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.Write("/usr/lib/systemd/system/reconf-pull-resume.service", unit, 0o644)
-	m.Run("systemctl", "daemon-reload")
 	m.Run("systemctl", "enable", "--quiet", "reconf-pull-resume.service")
 	c := crowd{"first"}
 	c.push(m)

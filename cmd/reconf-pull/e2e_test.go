@@ -30,15 +30,23 @@ type machine struct {
 
 func boot(t *testing.T, os bootedhost.OS) *machine {
 	t.Helper()
+	return bootWith(t, bootedhost.Options{OS: os})
+}
+
+func bootWith(t *testing.T, o bootedhost.Options) *machine {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("boots a host")
 	}
 	t.Parallel()
-	m := &machine{bootedhost.Prepare(t, bootedhost.Options{OS: os, Name: "web1", Files: map[string]string{
-		"/usr/lib/systemd/system/reconf-pull.service": "../../packaging/systemd/reconf-pull.service",
-		"/usr/lib/systemd/system/reconf-pull.timer":   "../../packaging/systemd/reconf-pull.timer",
-		"/usr/lib/tmpfiles.d/reconf-pull.conf":        "../../packaging/tmpfiles.d/reconf-pull.conf",
-	}}), t}
+	o.Name = "web1"
+	o.Files = map[string]string{
+		"/usr/lib/systemd/system/reconf-pull.service":        "../../packaging/systemd/reconf-pull.service",
+		"/usr/lib/systemd/system/reconf-pull-resume.service": "../../packaging/systemd/reconf-pull-resume.service",
+		"/usr/lib/systemd/system/reconf-pull.timer":          "../../packaging/systemd/reconf-pull.timer",
+		"/usr/lib/tmpfiles.d/reconf-pull.conf":               "../../packaging/tmpfiles.d/reconf-pull.conf",
+	}
+	m := &machine{bootedhost.Prepare(t, o), t}
 	program, err := builtAgent()
 	if err != nil {
 		t.Fatal(err)
@@ -63,12 +71,17 @@ func boot(t *testing.T, os bootedhost.OS) *machine {
 func on(t *testing.T, os bootedhost.OS) *machine {
 	t.Helper()
 	m := boot(t, os)
+	m.firstStart()
+	return m
+}
+
+func (m *machine) firstStart() {
+	m.t.Helper()
 	m.PowerOn()
 	// The release's own timers would start services in the middle of a test.
 	m.Run("systemctl", "stop", "*.timer")
 	m.Run("systemctl", "start", "network-online.target")
 	m.Run("systemctl", "enable", "--now", "--quiet", "reconf-pull.timer")
-	return m
 }
 
 // builtAgent is the program, built once.

@@ -205,6 +205,12 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 	}
 	u.Inhibit = inhibit
 	u.Reach, u.HealthSource = a.reach, m.config.Health.Source
+	of := m.config.Source
+	for _, path := range append(own(m), a.config, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile) {
+		if path != "" {
+			u.Lifeline = append(u.Lifeline, path)
+		}
+	}
 	return u
 }
 

@@ -1,7 +1,10 @@
 package update
 
 import (
+	"io"
+	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -13,17 +16,30 @@ import (
 var lifeline = []string{
 	"/etc/reconf-pull", "/etc/systemd/system/reconf-pull.service", "/etc/systemd/system/reconf-pull.service.d",
 	"/etc/NetworkManager", "/etc/systemd/network", "/etc/systemd/networkd.conf", "/etc/systemd/networkd.conf.d", "/etc/netplan", "/etc/network",
-	"/etc/sysconfig/network-scripts", "/etc/wpa_supplicant", "/etc/iproute2", "/etc/sysctl.d", "/etc/modules-load.d", "/etc/modprobe.d",
-	"/etc/nftables", "/etc/nftables.conf", "/etc/sysconfig/nftables.conf", "/etc/iptables", "/etc/sysconfig/iptables", "/etc/firewalld", "/etc/ufw",
-	"/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/systemd/resolved.conf", "/etc/systemd/resolved.conf.d",
-	"/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/usr/local/share/ca-certificates", "/etc/crypto-policies",
-	"/etc/ssh", "/root/.ssh", "/etc/environment", "/etc/profile.d", "/etc/wireguard", "/etc/openvpn",
+	"/etc/sysconfig/network", "/etc/sysconfig/network-scripts", "/etc/wpa_supplicant", "/etc/iproute2", "/etc/dhcp", "/etc/dhcpcd.conf",
+	"/etc/sysctl.conf", "/etc/sysctl.d", "/etc/modules-load.d", "/etc/modprobe.d",
+	"/etc/nftables", "/etc/nftables.d", "/etc/nftables.conf", "/etc/sysconfig/nftables.conf", "/etc/iptables", "/etc/sysconfig/iptables",
+	"/etc/sysconfig/ip6tables", "/etc/firewalld", "/etc/ufw", "/etc/default/ufw", "/etc/hosts.allow", "/etc/hosts.deny",
+	"/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/resolvconf", "/etc/nsswitch.conf", "/etc/gai.conf",
+	"/etc/systemd/resolved.conf", "/etc/systemd/resolved.conf.d", "/etc/dnsmasq.conf", "/etc/dnsmasq.d", "/etc/unbound",
+	"/etc/ssl", "/etc/pki", "/etc/ca-certificates", "/etc/ca-certificates.conf", "/usr/local/share/ca-certificates", "/etc/crypto-policies",
+	"/etc/ssh", "/root/.ssh", "/etc/environment", "/etc/environment.d", "/etc/profile.d",
+	"/etc/wireguard", "/etc/openvpn", "/etc/ipsec.conf", "/etc/ipsec.d", "/etc/swanctl", "/etc/strongswan",
 }
 
 // networkUnits are what the names of units that carry the network begin with.
-var networkUnits = []string{"systemd-networkd", "systemd-resolved", "NetworkManager", "nftables", "iptables", "firewalld", "ufw", "wpa_supplicant", "wg-quick", "openvpn", "dnsmasq", "unbound"}
+var networkUnits = []string{
+	"systemd-networkd", "systemd-resolved", "NetworkManager", "network.", "networking.", "dhcpcd", "nftables", "iptables", "ip6tables", "netfilter-persistent", "firewalld", "ufw",
+	"wpa_supplicant", "wg-quick", "openvpn", "strongswan", "ipsec", "tailscaled", "dnsmasq", "unbound", "named", "bind9",
+}
 
-// asksSource tells whether the health step polls the source (health.source).
+// networkWords are what a unit or a program does that sets up the network: the
+// programs that it calls, or the target that systemd.special(7) has for firewalls.
+var networkWords = regexp.MustCompile(`(^|[^\w.-])(nft|ip6?tables(-\w+)*|ebtables|arptables|ipset|ufw|firewall-cmd|nmcli|nmstatectl|networkctl|resolvectl|resolvconf|` +
+	`ip|tc|ifconfig|ifup|ifdown|ethtool|brctl|wg|wg-quick|ipsec|swanctl|sysctl|update-ca-certificates|update-ca-trust|network-pre\.target)($|[^\w.-])`)
+
+// asksSource tells whether the health step polls the source (health.source). The
+// files of the change are in place by then.
 func (u *Update) asksSource(p *plan.Plan) bool {
 	switch {
 	case u.Reach == nil || u.HealthSource == "never":
@@ -31,16 +47,44 @@ func (u *Update) asksSource(p *plan.Plan) bool {
 	case u.HealthSource == "always":
 		return true
 	}
+	own := slices.Concat(lifeline, u.Lifeline)
 	for _, changed := range p.Changed() {
-		if slices.ContainsFunc(lifeline, func(dir string) bool { return changed == dir || strings.HasPrefix(changed, dir+"/") }) {
+		if slices.ContainsFunc(own, func(dir string) bool { return changed == dir || strings.HasPrefix(changed, dir+"/") }) {
 			return true
 		}
 	}
+	touched := slices.Clone(p.Stopped)
+	for _, unit := range p.Units {
+		touched = append(touched, unit.Name)
+	}
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches) {
-		unit := path.Base(touch.Unit)
+		touched = append(touched, touch.Unit)
+	}
+	for _, unit := range touched {
 		if slices.ContainsFunc(networkUnits, func(prefix string) bool { return strings.HasPrefix(unit, prefix) }) {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(p.Changed(), u.setsUpNetwork)
+}
+
+// setsUpNetwork looks into a unit file or a program.
+func (u *Update) setsUpNetwork(file string) bool {
+	real, err := u.Host.Path(file)
+	if err != nil {
+		return false
+	}
+	info, err := os.Stat(real)
+	unit := strings.HasPrefix(file, "/etc/systemd/system/") || strings.HasPrefix(file, "/usr/local/lib/systemd/system/") || path.Ext(file) == ".container"
+	if err != nil || !info.Mode().IsRegular() || !unit && info.Mode()&0o111 == 0 {
+		return false
+	}
+	f, err := os.Open(real)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	const most = 64 << 10 // scripts and units are smaller; compiled programs say nothing
+	text, err := io.ReadAll(io.LimitReader(f, most))
+	return err == nil && (unit || strings.HasPrefix(string(text), "#!")) && networkWords.Match(text)
 }

@@ -71,6 +71,9 @@ type Update struct {
 	// Inhibit keeps others from shutting the machine down while a change is carried
 	// out; nil where nobody could.
 	Inhibit func(ctx context.Context, why string) (io.Closer, error)
+	// Lifeline are further paths without which the source cannot be reached, the
+	// agent's configuration and what that names.
+	Lifeline []string
 	// HealthSource is auto, always or never: when the health step asks the source.
 	HealthSource string
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
