@@ -124,8 +124,8 @@ func TestExamplesDecode(t *testing.T) {
 		if err := tomlfile.Decode("fleet.toml", []byte(b.text), &c); err != nil {
 			t.Error(err)
 		}
-		if want := (fleet.Config{Schema: 1, HostsDir: "hosts", FilesDir: "."}); c != want {
-			t.Errorf("the defaults in docs/fleet.md are %+v, want %+v", c, want)
+		if c.Schema != 1 || c.HostsDir != "hosts" || c.FilesDir != "." {
+			t.Errorf("the defaults in docs/fleet.md are %+v", c)
 		}
 	}
 	if _, err := config.Load("../../packaging/config.toml", false); err != nil {

@@ -48,6 +48,7 @@ func statusOf(err error) int {
 		step    *pipeline.StepError
 		noHost  *fleet.NoHostError
 		other   *reconcile.OtherHostError
+		machine *fleet.OtherMachineError
 		refused *plan.RefusedError
 		invalid *finding.Failure
 	)
@@ -66,7 +67,7 @@ func statusOf(err error) int {
 		return exitSoftware
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.Is(err, source.ErrLocal):
 		return exitFailure
-	case errors.As(err, &noHost), errors.As(err, &other):
+	case errors.As(err, &noHost), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable

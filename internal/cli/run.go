@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -77,6 +78,10 @@ func outcome(o reconcile.Outcome) string {
 	switch {
 	case o.Result == reconcile.Suspended:
 		return fmt.Sprintf("suspended %s; reconf-pull resume ends it\n", o.Suspended)
+	case o.Result == reconcile.Retired:
+		return fmt.Sprintf("%s is retired at %s: nothing is changed, took %s\n", o.Host, at, took)
+	case o.Result == reconcile.UpToDate && o.Retired != "":
+		return fmt.Sprintf("%s is retired at %s, and everything managed was removed, took %s\n", o.Host, at, took)
 	case o.Result == reconcile.UpToDate && len(o.Drift) > 0:
 		what := "1 managed path drifted, reconf-pull plan shows it"
 		if n := len(o.Drift); n > 1 {
@@ -145,6 +150,9 @@ func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) e
 	}
 	if err := p.Findings.Write(a.stderr); err != nil {
 		return err
+	}
+	if p.Retired == fleet.Retired {
+		return a.print(fmt.Sprintf("%s is retired at %.12s: nothing is changed\n", p.Host, p.Revision.Commit))
 	}
 	return a.planText(m, true).Write(ctx, a.stdout, p.Plan)
 }

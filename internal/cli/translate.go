@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -64,7 +65,7 @@ func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (sourc
 		if err != nil {
 			return nil, nil, err
 		}
-		return a.findHost(m, tree)
+		return a.findHost(m, tree, a.host != "")
 	}
 	st, err := state.Load(m.dirs)
 	if err != nil {
@@ -82,10 +83,12 @@ func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (sourc
 	if err != nil {
 		return nil, nil, err
 	}
-	return a.findHost(m, tree)
+	return a.findHost(m, tree, false)
 }
 
-func (a *app) findHost(m *machine, tree source.Tree) (source.Tree, *fleet.HostConfig, error) {
+// findHost asks for this machine, or as an author for any host: then nothing of
+// this machine goes into the host config.
+func (a *app) findHost(m *machine, tree source.Tree, author bool) (source.Tree, *fleet.HostConfig, error) {
 	names, _, err := a.names(m)
 	if err != nil {
 		return nil, nil, err
@@ -94,7 +97,11 @@ func (a *app) findHost(m *machine, tree source.Tree) (source.Tree, *fleet.HostCo
 	if err != nil {
 		return nil, nil, err
 	}
-	hc, err := repo.Host(names)
+	machine := fleet.Machine{Names: names}
+	if !author {
+		machine.Facts = &fleet.Facts{Arch: runtime.GOARCH, MachineID: m.host.MachineID()}
+	}
+	hc, err := repo.Host(machine)
 	return tree, hc, err
 }
 

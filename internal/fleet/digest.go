@@ -54,6 +54,11 @@ func (h *HostConfig) digest(extra []Input) {
 		{Kind: "host", ID: h.Name},
 		{Kind: "setting", Name: "files_dir", ID: h.FilesDir},
 	}
+	for _, set := range []struct{ name, value string }{{"machine_id", h.machineID}, {"retired", string(h.Retired)}} {
+		if set.value != "" {
+			h.Inputs = append(h.Inputs, Input{Kind: "setting", Name: set.name, ID: set.value})
+		}
+	}
 	for _, layer := range h.Layers {
 		for _, d := range layer.Documents {
 			h.Inputs = append(h.Inputs, Input{Kind: "layer", Name: d.Entry.Path, Mode: d.Entry.Mode, ID: d.Entry.ID})

@@ -13,13 +13,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/source"
-	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
 
 // ConfigFile is where the fleet repo says what differs from the defaults.
@@ -33,13 +30,6 @@ const (
 	maxLayer  = 4 << 20
 )
 
-// Config is fleet.toml, with the defaults for what it does not say.
-type Config struct {
-	Schema   int    `toml:"schema"`
-	HostsDir string `toml:"hosts_dir"`
-	FilesDir string `toml:"files_dir"` // what Butane's local paths are relative to
-}
-
 func refuse(at finding.Position, hint, format string, args ...any) *finding.Failure {
 	return &finding.Failure{Findings: finding.List{{
 		Severity: finding.Error, Position: at, Message: fmt.Sprintf(format, args...), Hint: hint,
@@ -49,7 +39,11 @@ func refuse(at finding.Position, hint, format string, args ...any) *finding.Fail
 // Repo is a fleet repo at one commit.
 type Repo struct {
 	Config Config
-	tree   source.Tree
+
+	tree  source.Tree
+	toml  []byte            // fleet.toml as it was read
+	order []string          // names of the groups as fleet.toml has them
+	hosts map[string]string // names of the [host.N] by themselves in lower case
 }
 
 // Open reads fleet.toml, which need not be there.
@@ -62,11 +56,10 @@ func Open(tree source.Tree) (*Repo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("looking for %s: %w", ConfigFile, err)
 	}
-	data, err := r.text(e, maxConfig)
-	if err != nil {
+	if r.toml, err = r.text(e, maxConfig); err != nil {
 		return nil, err
 	}
-	if r.Config, err = decode(data, r.Config); err != nil {
+	if err := r.decode(); err != nil {
 		return nil, err
 	}
 	for _, dir := range []struct{ key, value, byDefault string }{
@@ -76,55 +69,21 @@ func Open(tree source.Tree) (*Repo, error) {
 		if dir.value == dir.byDefault {
 			continue
 		}
-		at := tomlfile.Find(ConfigFile, data, dir.key)
+		at := r.at(dir.key)
 		folder, err := tree.Entry(dir.value)
 		var link *source.SymlinkError
 		switch {
 		case errors.As(err, &link):
 			return nil, refuse(at, "name the folder itself", "%s %v", dir.key, link)
 		case errors.Is(err, fs.ErrNotExist):
-			return nil, refuse(at, "", "%s: there is no folder %s in the fleet repo", dir.key, dir.value)
+			return nil, refuse(at, "name a folder that exists; git keeps none that is empty", "%s: there is no folder %s in the fleet repo", dir.key, dir.value)
 		case err != nil:
 			return nil, fmt.Errorf("looking for %s: %w", dir.value, err)
 		case folder.Mode != source.Directory:
-			return nil, refuse(at, "", "%s: %s is no folder", dir.key, dir.value)
+			return nil, refuse(at, "name a folder", "%s: %s is no folder", dir.key, dir.value)
 		}
 	}
 	return r, nil
-}
-
-// decode reads fleet.toml over the defaults.
-func decode(data []byte, c Config) (Config, error) {
-	// A newer schema is said first: what it adds would only look like typos.
-	var only struct {
-		Schema int `toml:"schema"`
-	}
-	if tomlfile.DecodeSome(data, &only) == nil && only.Schema > Schema {
-		return c, refuse(tomlfile.Find(ConfigFile, data, "schema"), "update reconf-pull on this host",
-			"schema %d is newer than this release knows (%d)", only.Schema, Schema)
-	}
-	if err := tomlfile.Decode(ConfigFile, data, &c); err != nil {
-		var bad *finding.Failure
-		if errors.As(err, &bad) {
-			return c, &finding.Failure{Findings: bad.Findings}
-		}
-		return c, err
-	}
-	if c.Schema < 1 {
-		return c, refuse(tomlfile.Find(ConfigFile, data, "schema"), "", "schema %d does not exist", c.Schema)
-	}
-	for _, dir := range []struct {
-		key   string
-		value *string
-	}{{"hosts_dir", &c.HostsDir}, {"files_dir", &c.FilesDir}} {
-		clean := path.Clean(*dir.value)
-		if *dir.value == "" || !fs.ValidPath(clean) || strings.ContainsRune(clean, 0) {
-			return c, refuse(tomlfile.Find(ConfigFile, data, dir.key), "paths are relative to the root of the fleet repo, and stay in it",
-				"%s: %q cannot be used", dir.key, *dir.value)
-		}
-		*dir.value = clean
-	}
-	return c, nil
 }
 
 // text reads a file that must be UTF-8.

@@ -22,7 +22,7 @@ func host(t testing.TB, files map[string]sourcetest.File, names ...string) (*fle
 	if err != nil {
 		return nil, err
 	}
-	return r.Host(names)
+	return r.Host(fleet.Machine{Names: names})
 }
 
 func mustHost(t testing.TB, files map[string]sourcetest.File, names ...string) *fleet.HostConfig {
@@ -139,7 +139,7 @@ func TestFleetToml(t *testing.T) {
 		{"defaults", "", ""},
 		{"all of it", "schema = 1\nhosts_dir = 'hosts'\nfiles_dir = 'files'\n", ""},
 		{"unknown", "schema = 1\nfile_dir = '.'\n", `fleet.toml:2:1: unknown key "file_dir"`},
-		{"a table of a later release", "[group.web]\nhosts = ['*']\n", `fleet.toml:1:1: unknown key "group"`},
+		{"a table of a later release", "[watch.web]\nhosts = ['*']\n", `fleet.toml:1:1: unknown key "watch"`},
 		{"newer", "schema = 2\nshiny = true\n", `fleet.toml:1:1: schema 2 is newer than this release knows (1)`},
 		{"older", "schema = 0\n", `fleet.toml:1:1: schema 0 does not exist`},
 		{"syntax", "schema =\n", `fleet.toml:1:9: expected value`},
@@ -231,12 +231,12 @@ func TestUnsupported(t *testing.T) {
 		got = append(got, f.Position.String()+": "+f.Message)
 	}
 	want := []string{
-		"hosts/web1.bu:6:23: a.tmpl: templates are not supported yet",
-		"hosts/web1.bu:8:23: b.age: encrypted files are not supported yet",
 		"hosts/web1/1.sls: migrations are not supported yet",
 		"hosts/web1/bundles: container bundles are not supported yet",
 		"hosts/web1/hooks: hooks are not supported yet",
 		"hosts/web1/state.toml: state paths are not supported yet",
+		"hosts/web1.bu:6:23: a.tmpl: templates are not supported yet",
+		"hosts/web1.bu:8:23: b.age: encrypted files are not supported yet",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
@@ -308,7 +308,7 @@ func BenchmarkHost50References(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := r.Host([]string{"web1"}); err != nil {
+		if _, err := r.Host(fleet.Machine{Names: []string{"web1"}}); err != nil {
 			b.Fatal(err)
 		}
 	}

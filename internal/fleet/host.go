@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -15,6 +16,20 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
 
+// Machine is who a host config is for.
+type Machine struct {
+	Names []string // in the order in which they are tried
+	// Facts of the machine that asks for itself; nil when an author asks, for any
+	// host. Only then is machine_id not checked.
+	Facts *Facts
+}
+
+// Facts are what a host config may depend on besides the repo.
+type Facts struct {
+	Arch      string // in Go's words: amd64, arm64
+	MachineID string
+}
+
 // Document is one Butane file.
 type Document struct {
 	Entry source.Entry
@@ -25,6 +40,7 @@ type Document struct {
 // order of their names, of which no two may write the same path.
 type Layer struct {
 	Path      string
+	Group     string // whose layer it is; "" for the host's own
 	Documents []Document
 }
 
@@ -40,13 +56,18 @@ type Reference struct {
 type HostConfig struct {
 	Name       string // as the repo spells it
 	FilesDir   string
-	Layers     []Layer
+	Retired    Retirement     // unless it is "", there are neither layers nor references
+	Groups     []string       // that have the host, in their order
+	Vars       map[string]any // merged for this host; to be read only
+	Layers     []Layer        // of the groups, in their order, then the host's own
 	References []Reference
 	Inputs     []Input
 	Digest     Digest
 	// Unsupported is what belongs to the host and would be passed over by this
 	// release. The caller refuses to apply it.
 	Unsupported finding.List
+
+	machineID string
 }
 
 // NoHostError says that the repo has no config for this host. The caller keeps the host
@@ -70,17 +91,31 @@ func (e *NoHostError) Hint() string {
 	return "Similar names that exist: " + strings.Join(e.Similar, ", ") + ". Add a .bu file for this host, or set host.name."
 }
 
+// OtherMachineError says that the host config is another machine's, by the
+// machine_id that fleet.toml gives the host.
+type OtherMachineError struct{ Host, Want, Have string }
+
+func (e *OtherMachineError) Error() string {
+	return fmt.Sprintf("the config of %s is for the machine with the id %s, this one is %q", e.Host, e.Want, e.Have)
+}
+
+// Hint says how to go on.
+func (e *OtherMachineError) Hint() string {
+	return fmt.Sprintf("give this machine a name of its own; if it took the place of the other one, change machine_id under [host.%s] in %s", e.Host, ConfigFile)
+}
+
 // candidate is one place where a host's config may lie.
 type candidate struct {
 	path   string // hosts/web1.bu, or hosts/web1 for a folder
 	folder bool
 }
 
-// Host finds the config of the first of the names that has one and reads its
-// layers. The error is a *NoHostError, a *finding.Failure, or the tree's own.
-func (r *Repo) Host(names []string) (*HostConfig, error) {
+// Host finds the config of the first of the machine's names that has one and
+// reads its layers. The error is a *NoHostError, an *OtherMachineError, a
+// *finding.Failure, or the tree's own.
+func (r *Repo) Host(m Machine) (*HostConfig, error) {
 	var tried []string
-	for _, name := range names {
+	for _, name := range m.Names {
 		if err := CheckName(name); err != nil {
 			return nil, err
 		}
@@ -90,17 +125,52 @@ func (r *Repo) Host(names []string) (*HostConfig, error) {
 		}
 		switch len(found) {
 		case 0:
+			if known, table := r.table(name); table.Retired != "" {
+				return r.read(known, nil, m)
+			}
 			for _, dir := range r.dirs() {
 				tried = append(tried, path.Join(dir, name)+".bu", path.Join(dir, name)+"/*.bu")
 			}
 		case 1:
-			return r.read(found[0])
+			return r.read(found[0].host(), &found[0], m)
 		default:
 			return nil, refuse(finding.Position{File: found[1].String()}, "keep one of them",
 				"host %s has two configs: %s and %s", name, found[0], found[1])
 		}
 	}
-	return nil, &NoHostError{Names: names, Tried: tried, Similar: r.similar(names)}
+	return nil, &NoHostError{Names: m.Names, Tried: tried, Similar: r.similar(m.Names)}
+}
+
+// Hosts are the names of all hosts, sorted. It lists folders and reads no host
+// config, so that each may still turn out to be broken.
+func (r *Repo) Hosts() ([]string, error) {
+	names := map[string]bool{}
+	for name, table := range r.Config.Hosts {
+		if table.Retired != "" {
+			names[name] = true // its files may be gone already
+		}
+	}
+	for _, dir := range r.dirs() {
+		list, err := r.list(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range list {
+			c, ok := r.candidate(e)
+			if !ok || CheckName(c.host()) != nil {
+				continue
+			}
+			if isHost, err := r.isHost(c); err != nil {
+				return nil, err
+			} else if isHost {
+				if known, _ := r.table(c.host()); known != c.host() {
+					delete(names, known)
+				}
+				names[c.host()] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names)), nil
 }
 
 // CheckName refuses what cannot be the name of a host in a repo.
@@ -147,6 +217,45 @@ func (r *Repo) list(dir string) ([]source.Entry, error) {
 	return list, nil
 }
 
+// candidate tells whether an entry of one of dirs may be the config of a host,
+// as far as its name says.
+func (r *Repo) candidate(e source.Entry) (candidate, bool) {
+	folder := e.Mode == source.Directory
+	if !folder && !isDocument(e) || folder && (e.Path == r.Config.HostsDir || e.Path == r.Config.FilesDir) || r.shared(e.Path) {
+		return candidate{}, false
+	}
+	return candidate{e.Path, folder}, true
+}
+
+// isHost tells whether a candidate has something to apply.
+func (r *Repo) isHost(c candidate) (bool, error) {
+	if !c.folder {
+		return true, nil
+	}
+	inside, err := r.list(c.path)
+	return slices.ContainsFunc(inside, isDocument), err
+}
+
+// host is the name of the host whose config it would be.
+func (c candidate) host() string {
+	if c.folder {
+		return path.Base(c.path)
+	}
+	return strings.TrimSuffix(path.Base(c.path), ".bu")
+}
+
+// shared tells whether a path is a layer of a group, or has some below it.
+func (r *Repo) shared(p string) bool {
+	for _, g := range r.Config.Groups {
+		for _, layer := range g.Layers {
+			if layer == p || strings.HasPrefix(layer, p+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func (r *Repo) candidates(name string) ([]candidate, error) {
 	var found []candidate
 	for _, dir := range r.dirs() {
@@ -155,55 +264,171 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 			return nil, err
 		}
 		for _, e := range list {
-			base := path.Base(e.Path)
-			switch {
-			case e.Mode != source.Directory && strings.EqualFold(base, name+".bu"):
-				found = append(found, candidate{path: e.Path})
-			case e.Mode == source.Directory && strings.EqualFold(base, name) && e.Path != r.Config.HostsDir:
-				inside, err := r.list(e.Path)
-				if err != nil {
-					return nil, err
-				}
-				if slices.ContainsFunc(inside, isLayer) {
-					found = append(found, candidate{e.Path, true})
-				}
+			if base := path.Base(e.Path); !strings.EqualFold(base, name) && !strings.EqualFold(base, name+".bu") {
+				continue
+			}
+			c, ok := r.candidate(e)
+			if !ok || !strings.EqualFold(c.host(), name) {
+				continue
+			}
+			if isHost, err := r.isHost(c); err != nil {
+				return nil, err
+			} else if isHost {
+				found = append(found, c)
 			}
 		}
 	}
 	return found, nil
 }
 
-func isLayer(e source.Entry) bool {
+func isDocument(e source.Entry) bool {
 	base := path.Base(e.Path)
 	return e.Mode != source.Directory && strings.HasSuffix(base, ".bu") && base != ".bu"
 }
 
-// read reads the one config that was found.
-func (r *Repo) read(c candidate) (*HostConfig, error) {
-	h := &HostConfig{Name: strings.TrimSuffix(path.Base(c.path), ".bu"), FilesDir: r.Config.FilesDir}
-	layer := Layer{Path: c.path}
-	var entries []source.Entry
-	var own string // the folder with what belongs to the host besides its layers
-	if c.folder {
-		h.Name = path.Base(c.path)
-		own = c.path
-		inside, err := r.list(c.path)
+// read reads the config of a host: the layers of its groups, then its own. A
+// host that is retired may have none.
+func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error) {
+	known, table := r.table(name)
+	h := &HostConfig{Name: name, FilesDir: r.Config.FilesDir, Retired: table.Retired, Groups: r.groups(name), machineID: table.MachineID}
+	if m.Facts != nil && table.MachineID != "" && !strings.EqualFold(table.MachineID, m.Facts.MachineID) {
+		return nil, &OtherMachineError{Host: name, Want: table.MachineID, Have: m.Facts.MachineID}
+	}
+	if h.Retired != "" {
+		h.digest(nil)
+		return h, nil
+	}
+	var wrong finding.List
+	h.Vars, wrong = r.vars(h.Groups, known)
+	places, list, err := r.places(h.Groups)
+	if err != nil {
+		return nil, err
+	}
+	wrong = append(wrong, list...)
+	if !slices.ContainsFunc(places, func(p place) bool { return p.path == own.path }) {
+		places = append(places, place{candidate: *own})
+	}
+	var extra []Input
+	for _, p := range places {
+		layer, folder, err := r.layer(p)
+		var bad *finding.Failure
+		if errors.As(err, &bad) {
+			wrong = append(wrong, bad.Findings...)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
+		h.Layers = append(h.Layers, layer)
+		more, err := r.extras(h, folder)
+		if err != nil {
+			return nil, err
+		}
+		extra = append(extra, more...)
+	}
+	if wrong != nil {
+		return nil, &finding.Failure{Findings: wrong}
+	}
+	if err := r.references(h); err != nil {
+		return nil, err
+	}
+	h.digest(extra)
+	return h, nil
+}
+
+// place is where a layer lies.
+type place struct {
+	candidate
+	group string // "" for the host's own
+}
+
+// places are the layers of the groups, each once: it stands where it is named
+// first.
+func (r *Repo) places(groups []string) ([]place, finding.List, error) {
+	var (
+		places []place
+		wrong  finding.List
+	)
+	for _, group := range groups {
+		for _, layer := range r.Config.Groups[group].Layers {
+			if slices.ContainsFunc(places, func(p place) bool { return p.path == layer }) {
+				continue
+			}
+			c, f, err := r.groupLayer(group, layer)
+			switch {
+			case err != nil:
+				return nil, nil, err
+			case f != nil:
+				wrong = append(wrong, *f)
+			default:
+				places = append(places, place{c, group})
+			}
+		}
+	}
+	return places, wrong, nil
+}
+
+// groupLayer looks up a layer of a group, or says why it cannot be one.
+func (r *Repo) groupLayer(group, layer string) (candidate, *finding.Finding, error) {
+	bad := func(hint, format string, args ...any) (candidate, *finding.Finding, error) {
+		f := r.wrong(hint, []string{"group", group, "layers"}, "group."+group+".layers: "+format, args...)
+		return candidate{}, &f, nil
+	}
+	e, err := r.tree.Entry(layer)
+	var link *source.SymlinkError
+	switch {
+	case errors.As(err, &link):
+		return bad("name the file or folder itself", "%v", link)
+	case errors.Is(err, fs.ErrNotExist):
+		return bad("add it, or take it out of layers; paths are relative to the root of the fleet repo", "there is no %s in the fleet repo", layer)
+	case err != nil:
+		return candidate{}, nil, fmt.Errorf("looking for %s: %w", layer, err)
+	case e.Mode == source.Directory:
+		inside, err := r.list(layer)
+		if err == nil && !slices.ContainsFunc(inside, belongs) {
+			return bad("put a .bu file into it", "%s has nothing that is a layer's", layer)
+		}
+		return candidate{layer, true}, nil, err
+	case !isDocument(e):
+		return bad("name a file that ends in .bu, or a folder", "%s is no Butane file", layer)
+	}
+	return candidate{path: layer}, nil, nil
+}
+
+// belongs tells whether an entry of a layer's folder is used.
+func belongs(e source.Entry) bool {
+	base := path.Base(e.Path)
+	return isDocument(e) || base == "hooks" || strings.HasSuffix(base, ".sls")
+}
+
+// layer reads a layer's documents; folder is where what belongs to it besides
+// them lies, "" when there is none.
+func (r *Repo) layer(p place) (layer Layer, folder string, err error) {
+	layer = Layer{Path: p.path, Group: p.group}
+	var entries []source.Entry
+	switch {
+	case p.folder:
+		folder = p.path
+		inside, err := r.list(p.path)
+		if err != nil {
+			return layer, "", err
+		}
 		for _, e := range inside {
-			if isLayer(e) {
+			if isDocument(e) {
 				entries = append(entries, e)
 			}
 		}
-	} else {
-		e, err := r.tree.Entry(c.path)
+	default:
+		e, err := r.tree.Entry(p.path)
 		if err != nil {
-			return nil, fmt.Errorf("looking for %s: %w", c.path, err)
+			return layer, "", fmt.Errorf("looking for %s: %w", p.path, err)
 		}
 		entries = []source.Entry{e}
-		if own, err = r.beside(c.path); err != nil {
-			return nil, err
+		if p.group != "" {
+			break // only a host's file has a folder beside it
+		}
+		if folder, err = r.beside(p.candidate); err != nil {
+			return layer, "", err
 		}
 	}
 	var wrong finding.List
@@ -215,34 +440,21 @@ func (r *Repo) read(c candidate) (*HostConfig, error) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return layer, "", err
 		}
 		layer.Documents = append(layer.Documents, Document{e, data})
 	}
-	if wrong != nil {
-		return nil, &finding.Failure{Findings: wrong}
-	}
-	h.Layers = []Layer{layer}
-	if err := r.references(h); err != nil {
-		return nil, err
-	}
-	extra, err := r.extras(h, own)
-	if err != nil {
-		return nil, err
-	}
-	h.digest(extra)
-	return h, nil
+	return layer, folder, wrong.Err()
 }
 
 // beside is the folder hosts/N of hosts/N.bu, "" when there is none.
-func (r *Repo) beside(file string) (string, error) {
-	list, err := r.list(path.Dir(file))
+func (r *Repo) beside(file candidate) (string, error) {
+	list, err := r.list(path.Dir(file.path))
 	if err != nil {
 		return "", err
 	}
-	name := strings.TrimSuffix(path.Base(file), ".bu")
 	for _, e := range list {
-		if e.Mode == source.Directory && strings.EqualFold(path.Base(e.Path), name) && e.Path != r.Config.HostsDir {
+		if e.Mode == source.Directory && strings.EqualFold(path.Base(e.Path), file.host()) && e.Path != r.Config.HostsDir {
 			return e.Path, nil
 		}
 	}
@@ -357,17 +569,11 @@ func (r *Repo) similar(names []string) []string {
 			continue
 		}
 		for _, e := range list {
-			name := path.Base(e.Path)
-			if e.Mode == source.Directory {
-				inside, err := r.list(e.Path)
-				if err != nil || e.Path == r.Config.HostsDir || !slices.ContainsFunc(inside, isLayer) {
-					continue
-				}
-			} else if !isLayer(e) {
+			c, ok := r.candidate(e)
+			if !ok {
 				continue
-			} else {
-				name = strings.TrimSuffix(name, ".bu")
 			}
+			name := c.host()
 			best := near{name, -1}
 			for _, wanted := range names {
 				d := min(distance(name, wanted), distance(label(name), label(wanted)))
@@ -375,7 +581,10 @@ func (r *Repo) similar(names []string) []string {
 					best.distance = d
 				}
 			}
-			if best.distance >= 0 {
+			if best.distance < 0 {
+				continue
+			}
+			if isHost, err := r.isHost(c); err == nil && isHost {
 				all = append(all, best)
 			}
 		}

@@ -6,5 +6,6 @@ import "github.com/reconf-pull/reconf-pull/internal/source"
 // what it refers to lies in the tree's root.
 func Single(tree source.Tree, file string) (*HostConfig, error) {
 	r := &Repo{Config: Config{Schema: Schema, HostsDir: ".", FilesDir: "."}, tree: tree}
-	return r.read(candidate{path: file})
+	own := candidate{path: file}
+	return r.read(own.host(), &own, Machine{})
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -77,6 +78,8 @@ const (
 	Recorded Result = "recorded" // a new digest that changes nothing on the host
 	// Suspended: what was under way was finished, and nothing new was begun.
 	Suspended Result = "suspended"
+	// Retired: fleet.toml says that the host is left alone.
+	Retired Result = "retired"
 )
 
 // Outcome is what a run did.
@@ -90,6 +93,7 @@ type Outcome struct {
 	Finished   string            `json:"finished,omitempty"` // the change of an earlier run that this one completed
 	Drift      []string          `json:"drift,omitempty"`
 	Suspended  *state.Suspension `json:"suspended,omitempty"`
+	Retired    fleet.Retirement  `json:"retired,omitempty"`
 	Duration   time.Duration     `json:"duration_ns"`
 	Phases     Phases            `json:"phases_ns"`
 	Plan       *plan.Plan        `json:"plan,omitempty"`
@@ -120,6 +124,7 @@ type Proposal struct {
 	Findings   finding.List // warnings
 	Deployment string
 	Reasons    []string
+	Retired    fleet.Retirement
 }
 
 // OtherHostError says that this machine resolves to another name than the one whose
@@ -186,7 +191,11 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 		return out, err
 	}
 	st := r.Update.State
-	out.Host, out.Ref, out.Commit, out.Digest = hc.Name, rev.Ref, rev.Commit, string(hc.Digest)
+	out.Host, out.Ref, out.Commit, out.Digest, out.Retired = hc.Name, rev.Ref, rev.Commit, string(hc.Digest), hc.Retired
+	if hc.Retired == fleet.Retired {
+		out.Result = Retired
+		return out, r.rememberRef(rev.Ref)
+	}
 	if held := st.Held; held != nil && held.Digest == string(hc.Digest) {
 		return out, errors.Join(&HeldError{Hold: *held}, r.bringBack(ctx, &out))
 	}
@@ -304,7 +313,7 @@ func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	hc, err := repo.Host(r.Names)
+	hc, err := repo.Host(fleet.Machine{Names: r.Names, Facts: &fleet.Facts{Arch: runtime.GOARCH, MachineID: r.Host.MachineID()}})
 	if err != nil {
 		return nil, err
 	}
@@ -378,6 +387,9 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 	if err != nil {
 		return nil, err
 	}
+	if hc.Retired == fleet.Retired {
+		return &Proposal{Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Retired: hc.Retired, Plan: &plan.Plan{}}, nil
+	}
 	reasons, err := r.reasons(hc, &Outcome{})
 	if err != nil {
 		return nil, err
@@ -393,7 +405,9 @@ func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree sour
 	if err != nil {
 		return nil, err
 	}
-	prop := &Proposal{Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons}
+	prop := &Proposal{
+		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired,
+	}
 	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
 	if prop.Plan != nil {
 		prop.Findings = append(prop.Findings, lines(prop.Plan.Findings)...)
@@ -428,6 +442,9 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	prop.Deployment = r.Host.Deployment()
 	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
 	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine()}, r.Settings
+	if prop.Retired == fleet.RetiredRemove {
+		in.Settings.AllowMassRemoval = true
+	}
 	if in.Manifest, err = r.manifest(); err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func Decode(name string, data []byte, into any) error {
 			// The library reads a number where a map belongs, and keeps nothing of it.
 			if got := md.Type(key...); t.Kind() == reflect.Map && !decodesItself(t) && got != "Hash" {
 				f := finding.Finding{Severity: finding.Error, Position: Find(name, data, key...)}
-				f.Message = fmt.Sprintf("%q is a table, not a value of type %s", key.String(), strings.ToLower(got))
+				f.Message = fmt.Sprintf("%q is %s, and a table is needed", key.String(), called(strings.ToLower(got)))
 				f.Excerpt = excerpt(data, f.Line)
 				wrong = append(wrong, f)
 			}
@@ -119,6 +119,26 @@ func Find(name string, data []byte, key ...string) finding.Position {
 	return pos
 }
 
+// Order is the names below key as the file mentions them first, which a map
+// forgets: of [group.b] and [group.a] it is b, a.
+func Order(data []byte, key ...string) []string {
+	var table map[string]any
+	md, err := toml.Decode(string(data), &table)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	seen := map[string]bool{}
+	for _, k := range md.Keys() {
+		if len(k) <= len(key) || !equal(k[:len(key)], key) || seen[k[len(key)]] {
+			continue
+		}
+		seen[k[len(key)]] = true
+		names = append(names, k[len(key)])
+	}
+	return names
+}
+
 // refusal takes no value at all.
 type refusal struct{}
 
@@ -144,11 +164,41 @@ func at(name string, data []byte, err error) finding.Finding {
 	if m := mismatch.FindStringSubmatch(text); m != nil {
 		f.Line, _ = strconv.Atoi(m[1]) // an empty line number stays 0
 		f.Field = m[2]
+		f.Column = indent(data, f.Line) + 1
 		f.Excerpt = excerpt(data, f.Line)
 		text = text[len(m[0]):]
 	}
 	f.Message = strings.TrimPrefix(text, "toml: ")
+	if m := types.FindStringSubmatch(text); m != nil {
+		f.Message = fmt.Sprintf("%q is %s, and %s is needed", f.Field, called(m[1]), called(m[2]))
+		if m[2] == "slice" {
+			f.Hint = "write it in brackets: [...]"
+		}
+	}
 	return f
+}
+
+// types is how the library words that a value has the wrong one.
+var types = regexp.MustCompile(`^incompatible types: TOML value has type (.*); destination has type (.*)$`)
+
+// called is a type in the words of TOML's specification.
+func called(goType string) string {
+	switch goType {
+	case "bool", "boolean":
+		return "a boolean"
+	case "int", "int64", "integer":
+		return "an integer"
+	case "float", "float64":
+		return "a float"
+	case "slice", "[]any", "[]interface {}", "array":
+		return "an array"
+	case "map", "map[string]any", "map[string]interface {}", "table":
+		return "a table"
+	case "time", "time.Time":
+		return "a date"
+	default:
+		return "a " + goType
+	}
 }
 
 func lineOf(data []byte, line int) string {
