@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ type Config struct {
 	Apply     Apply     `toml:"apply"`
 	Drift     Drift     `toml:"drift"`
 	Retry     Retry     `toml:"retry"`
+	Engine    Engine    `toml:"engine"`
 	Hooks     Hooks     `toml:"hooks"`
 	Health    Health    `toml:"health"`
 	Service   Service   `toml:"service"`
@@ -66,6 +68,18 @@ type Apply struct {
 	PruneModified    bool   `toml:"prune_modified"`
 	AllowMassRemoval bool   `toml:"allow_mass_removal"`
 	OnFailure        string `toml:"on_failure"`
+}
+
+// Engine is what carries changes out.
+type Engine struct {
+	Container Container `toml:"container"`
+}
+
+// Container is where the image comes from in which Salt is called.
+type Container struct {
+	File  string `toml:"file"`
+	Base  string `toml:"base"`
+	Image string `toml:"image"`
 }
 
 // Hooks bounds the scripts of the script directories.
@@ -111,6 +125,7 @@ func Default() Config {
 		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
 		Retry:     Retry{Attempts: 3},
+		Engine:    Engine{Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
 		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
 		Health:    Health{Source: "auto"},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
@@ -175,6 +190,9 @@ func (c *Config) check(path string, data []byte) finding.List {
 	choice(c.Health.Source, []string{"auto", "always", "never"}, "health", "source")
 	if c.Hooks.Timeout <= 0 {
 		bad("hooks.timeout must be longer than 0", "hooks", "timeout")
+	}
+	if !filepath.IsAbs(c.Engine.Container.File) {
+		bad("engine.container.file must be an absolute path", "engine", "container", "file")
 	}
 	if c.Retry.Attempts < 1 {
 		bad("retry.attempts must be at least 1", "retry", "attempts")

@@ -37,6 +37,7 @@ func TestDefaults(t *testing.T) {
 		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false, OnFailure: "rollback"},
 		Drift:     config.Drift{Mode: "report"},
 		Retry:     config.Retry{Attempts: 3},
+		Engine:    config.Engine{Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
 		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
 		Health:    config.Health{Source: "auto"},
 		Service:   config.Service{JobTimeout: config.Duration(5 * time.Minute), Settle: config.Duration(3 * time.Second), Watch: nil},
@@ -86,6 +87,10 @@ on_failure = "keep"
 mode = "correct"
 [retry]
 attempts = 5
+[engine.container]
+file = "/f"
+base = "b"
+image = "i"
 [hooks]
 timeout = "30s"
 [health]
@@ -114,6 +119,7 @@ run = ["/usr/bin/other", "--now"]
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
 		Drift:     config.Drift{Mode: "correct"},
 		Retry:     config.Retry{Attempts: 5},
+		Engine:    config.Engine{Container: config.Container{File: "/f", Base: "b", Image: "i"}},
 		Hooks:     config.Hooks{Timeout: config.Duration(30 * time.Second)},
 		Health:    config.Health{Source: "never"},
 		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
@@ -164,6 +170,7 @@ func TestErrors(t *testing.T) {
 		"on_conflict":         {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
 		"drift mode":          {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
 		"on_failure":          {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
+		"no Containerfile":    {"[engine.container]\nfile = 'Containerfile'", "engine.container.file must be an absolute path", "", 2},
 		"never tried":         {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
 		"keep nothing":        {"keep = 0", "keep must be at least 1", "", 1},
 		"a watch of nothing":  {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
