@@ -43,6 +43,7 @@ type Config struct {
 	docs     map[string]*document
 	places   map[string][]place
 	reported map[string]bool // what was already said, so that a merge does not repeat it
+	merged   []Config        // what it was merged from, in order; nil: it was not
 }
 
 // Translate runs Butane and Ignition's parser over one document. filesDir is

@@ -31,7 +31,7 @@ type Fetch func(desired.Content) ([]byte, error)
 func Merge(layers []Config, fetch Fetch) (Config, finding.List) {
 	var m merging
 	m.fetch = fetch
-	out := Config{Ignition: types.Config{Ignition: types.Ignition{Version: types.MaxVersion.String()}}}
+	out := Config{Ignition: types.Config{Ignition: types.Ignition{Version: types.MaxVersion.String()}}, merged: []Config{}}
 	for _, layer := range layers {
 		out = out.with(m.layer(layer))
 	}
@@ -229,6 +229,7 @@ func (c Config) with(later Config) Config {
 		docs:     map[string]*document{},
 		places:   map[string][]place{},
 		reported: map[string]bool{},
+		merged:   append(slices.Clone(c.leaves()), later.leaves()...),
 	}
 	if c.Layer != later.Layer {
 		out.Layer = ""

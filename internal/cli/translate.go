@@ -120,7 +120,7 @@ func document(file string) (source.Tree, *fleet.HostConfig, error) {
 }
 
 func (a *app) translateCommand() *cobra.Command {
-	to := ""
+	to, overlaps := "", false
 	cmd := &cobra.Command{
 		Use:   "translate [DIR | FILE.bu]",
 		Short: "Translate a host config without any host",
@@ -131,15 +131,16 @@ source is fetched.`,
 		Example: `  reconf-pull translate --host web1 . --to plan
   reconf-pull translate web1.bu > web1.ign`,
 		Args: args(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error { return a.translate(cmd.Context(), to, given) },
+		RunE: func(cmd *cobra.Command, given []string) error { return a.translate(cmd.Context(), to, overlaps, given) },
 	}
 	cmd.Flags().StringVar(&to, "to", "ignition", "ignition, plan or summary")
+	cmd.Flags().BoolVar(&overlaps, "strict", false, "warn of what two groups set differently")
 	a.sourceFlags(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }
 
-func (a *app) translate(ctx context.Context, to string, given []string) error {
+func (a *app) translate(ctx context.Context, to string, overlaps bool, given []string) error {
 	if to != "ignition" && to != "plan" && to != "summary" {
 		return &usageError{fmt.Errorf("--to %q is none of ignition, plan, summary", to)}
 	}
@@ -153,7 +154,7 @@ func (a *app) translate(ctx context.Context, to string, given []string) error {
 	}
 	opener := a.contents(m)
 	opener.Tree = tree
-	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener}
+	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener, Overlaps: overlaps}
 	if to == "ignition" {
 		return a.ignition(t)
 	}

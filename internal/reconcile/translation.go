@@ -26,6 +26,8 @@ type Translation struct {
 	Strict   bool
 	Scratch  string // where the private directory for Butane is made; "" is the system's
 	Contents *contents.Opener
+	// Overlaps: what two groups set differently is a warning.
+	Overlaps bool
 }
 
 // Translated is a host config after Butane.
@@ -47,22 +49,35 @@ func (t Translation) Run(ctx context.Context) (desired.State, finding.List, erro
 
 // run is Run, with what shows the lines of the layers in later findings.
 func (t Translation) run(ctx context.Context) (desired.State, excerpts, finding.List, error) {
-	translated, err := t.Butane()
+	translated, cfg, findings, err := t.merge(ctx)
 	if err != nil {
-		return desired.State{}, nil, nil, err
-	}
-	fetch := fetcher{ctx: ctx, contents: t.Contents}
-	cfg, list := butane.Merge(translated.Documents, fetch.read)
-	if fetch.unavailable != nil {
-		return desired.State{}, nil, nil, fetch.unavailable // nothing is wrong with the host config
-	}
-	findings := append(translated.Findings, list...)
-	if err := findings.Err(); err != nil {
 		return desired.State{}, nil, nil, err
 	}
 	want, list := desired.Translate(cfg.Ignition, cfg, butane.Blobs(translated.Nonce))
 	findings = append(findings, cfg.Excerpts(list)...)
 	return want, cfg.Excerpts, findings, findings.Err()
+}
+
+// merge is what Butane makes of all layers.
+func (t Translation) merge(ctx context.Context) (*Translated, butane.Config, finding.List, error) {
+	translated, err := t.Butane()
+	if err != nil {
+		return nil, butane.Config{}, nil, err
+	}
+	fetch := fetcher{ctx: ctx, contents: t.Contents}
+	cfg, list := butane.Merge(translated.Documents, fetch.read)
+	if fetch.unavailable != nil {
+		return nil, butane.Config{}, nil, fetch.unavailable // nothing is wrong with the host config
+	}
+	findings := append(translated.Findings, list...)
+	return translated, cfg, findings, findings.Err()
+}
+
+// Explain tells which layers say something of a path or a unit, and what of it
+// counts.
+func (t Translation) Explain(ctx context.Context, subject string) ([]butane.Origin, error) {
+	_, cfg, _, err := t.merge(ctx)
+	return cfg.Explain(subject), err
 }
 
 // excerpts adds the line that each finding names.
@@ -111,6 +126,7 @@ func (t Translation) Butane() (_ *Translated, err error) {
 		return nil, fmt.Errorf("exporting what the host config refers to: %w", err)
 	}
 	out := &Translated{Nonce: nonce}
+	var groups []butane.Group
 	for _, layer := range t.Config.Layers {
 		var files []butane.Config
 		for _, doc := range layer.Documents {
@@ -120,6 +136,12 @@ func (t Translation) Butane() (_ *Translated, err error) {
 		}
 		out.Findings = append(out.Findings, butane.Duplicates(files)...)
 		out.Documents = append(out.Documents, files...)
+		if layer.Group != "" {
+			groups = append(groups, butane.Group{Name: layer.Group, Files: files})
+		}
+	}
+	if t.Overlaps {
+		out.Findings = append(out.Findings, butane.Overlaps(groups)...)
 	}
 	return out, out.Findings.Err()
 }
