@@ -22,10 +22,7 @@ const (
 	maxEntries = 100_000
 	maxDepth   = 64
 	maxTarget  = 4096 // the kernel's bound on the target of a symlink
-	maxPointer = 1024 // git-lfs never writes a longer pointer
 )
-
-const lfsPrefix = "version https://git-lfs.github.com/spec/v1"
 
 // placeholderPrefix begins every placeholder; what follows it is checked too.
 const placeholderPrefix = "reconf-pull placeholder "
@@ -227,12 +224,12 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 		return nil
 	}
 	data := Placeholder(x.Nonce, entry.ID, entry.Path)
-	if whole || size <= maxPointer {
+	if whole || size <= source.MaxPointer {
 		read, err := x.read(entry)
 		if err != nil {
 			return err
 		}
-		if size <= maxPointer && bytes.HasPrefix(read, []byte(lfsPrefix)) {
+		if source.IsPointer(read) {
 			x.refuse(ref, "keep the file itself in the fleet repo, or fetch it over https with a verification hash",
 				"%s is a Git LFS pointer", entry.Path)
 			return nil

@@ -4,6 +4,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -70,6 +71,15 @@ const (
 
 // IsFile tells whether an entry of this mode has bytes that may be managed.
 func (m Mode) IsFile() bool { return m == Regular || m == Executable }
+
+// MaxPointer is the size in bytes that a Git LFS pointer never exceeds.
+const MaxPointer = 1024
+
+// IsPointer tells whether a blob is a Git LFS pointer instead of the file
+// that it stands for.
+func IsPointer(data []byte) bool {
+	return len(data) <= MaxPointer && bytes.HasPrefix(data, []byte("version https://git-lfs.github.com/spec/v1"))
+}
 
 // Entry is one path of a tree.
 type Entry struct {
