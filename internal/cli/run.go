@@ -55,7 +55,9 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		if err := p.Findings.Write(a.stderr); err != nil {
 			return // the run matters more than its text
 		}
-		_ = a.planText(m, false).Write(ctx, a.stdout, p.Plan) // likewise
+		text := a.planText(m, false)
+		_ = text.Write(ctx, a.stdout, p.Plan) // likewise
+		_ = text.WriteScripts(a.stdout, p.Runs)
 	}
 	systemd.Notify("STATUS=checking the fleet repo")
 	out, err := r.Run(ctx)
@@ -138,7 +140,7 @@ func (a *app) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if p.Plan.Empty() {
+	if !p.Changes() {
 		return nil
 	}
 	return exitStatus(exitChanges)
@@ -154,5 +156,9 @@ func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) e
 	if p.Retired == fleet.Retired {
 		return a.print(fmt.Sprintf("%s is retired at %.12s: nothing is changed\n", p.Host, p.Revision.Commit))
 	}
-	return a.planText(m, true).Write(ctx, a.stdout, p.Plan)
+	text := a.planText(m, true)
+	if err := text.Write(ctx, a.stdout, p.Plan); err != nil {
+		return err
+	}
+	return text.WriteScripts(a.stdout, p.Runs)
 }

@@ -171,6 +171,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		Contents: a.contents(m),
 		Accounts: accounts(m), OnChange: systemd.OnChange, Log: m.log,
 		Update:   a.update(m, st),
+		Hooks:    scripts(m),
 		Announce: func(*reconcile.Proposal) {},
 	}
 	r.Services = func(context.Context) (reconcile.Services, error) {
@@ -199,10 +200,7 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 		Connect: systemd.Connect, Host: m.host, Runner: run.Host{}, Log: m.log,
 		JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
 	}
-	u.Hooks = &hooks.Runner{
-		Host: m.host, Dirs: []string{hooks.Dir}, Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
-		Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
-	}
+	u.Hooks = func(dir string) update.Hooks { return scripts(m, dir) }
 	u.Inhibit = inhibit
 	u.Reach, u.HealthSource = a.reach, m.config.Health.Source
 	of := m.config.Source
@@ -212,6 +210,14 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 		}
 	}
 	return u
+}
+
+// scripts are the host's own, and before those that lie in others.
+func scripts(m *machine, others ...string) *hooks.Runner {
+	return &hooks.Runner{
+		Host: m.host, Dirs: append([]string{hooks.Dir}, others...), Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
+		Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
+	}
 }
 
 func (a *app) contents(m *machine) contents.Opener {

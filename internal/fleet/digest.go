@@ -19,7 +19,7 @@ type Digest string
 
 // Input is one line of what the digest is computed over.
 type Input struct {
-	Kind  string      // epoch, host, setting, layer, reference, hooks, …
+	Kind  string      // epoch, host, setting, layer, reference, hook, …
 	Field string      // of a reference, in Butane's words
 	Name  string      // path in the repo, or what a setting is called
 	Mode  source.Mode // 0 for what is no path, and for a reference that leads nowhere
@@ -66,6 +66,14 @@ func (h *HostConfig) digest(extra []Input) {
 	}
 	for _, ref := range h.References {
 		h.Inputs = append(h.Inputs, Input{Kind: "reference", Field: ref.Field, Name: ref.Path, Mode: ref.Entry.Mode, ID: ref.Entry.ID})
+	}
+	for _, layer := range h.Layers {
+		for _, s := range layer.Scripts {
+			h.Inputs = append(h.Inputs, Input{Kind: "hook", Name: s.Entry.Path, Mode: s.Entry.Mode, ID: s.Entry.ID})
+		}
+		for _, e := range layer.refused {
+			h.Inputs = append(h.Inputs, Input{Kind: "hook", Name: e.Path, Mode: e.Mode, ID: e.ID})
+		}
 	}
 	h.Inputs = append(h.Inputs, extra...)
 	h.Digest = Sum(h.Inputs)

@@ -222,8 +222,8 @@ func TestReferencesAndInputs(t *testing.T) {
 }
 
 func TestUnsupported(t *testing.T) {
-	files := text("hosts/web1.bu", "hosts/web1/hooks/check.d/10-x", "hosts/web1/1.sls", "hosts/web1/state.toml", "hosts/web1/bundles/a.toml", "hosts/web1/README",
-		"bundles/x.toml", "hosts/web2/hooks/x", "groups/common/a.bu")
+	files := text("hosts/web1.bu", "hosts/web1/1.sls", "hosts/web1/state.toml", "hosts/web1/bundles/a.toml", "hosts/web1/README",
+		"bundles/x.toml", "hosts/web2/hooks/update.d/x", "groups/common/a.bu")
 	files["hosts/web1.bu"] = sourcetest.File{Data: empty + "storage:\n  files:\n  - path: /a\n    contents: {local: a.tmpl}\n  - path: /b\n    contents: {local: b.age}\n"}
 	h := mustHost(t, files, "web1")
 	var got []string
@@ -233,7 +233,6 @@ func TestUnsupported(t *testing.T) {
 	want := []string{
 		"hosts/web1/1.sls: migrations are not supported yet",
 		"hosts/web1/bundles: container bundles are not supported yet",
-		"hosts/web1/hooks: hooks are not supported yet",
 		"hosts/web1/state.toml: state paths are not supported yet",
 		"hosts/web1.bu:6:23: a.tmpl: templates are not supported yet",
 		"hosts/web1.bu:8:23: b.age: encrypted files are not supported yet",
@@ -246,14 +245,14 @@ func TestUnsupported(t *testing.T) {
 // What must change the digest, and what must not.
 func TestDigest(t *testing.T) {
 	base := map[string]sourcetest.File{
-		"hosts/web1.bu":        {Data: refers},
-		"motd":                 {Data: "hello\n"},
-		"tree/a":               {Data: "a"},
-		"tree/sub/b":           {Data: "b"},
-		"hosts/web1/hooks/x":   {Data: "x"},
-		"hosts/web1/README":    {Data: "x"},
-		"hosts/web2.bu":        {Data: empty},
-		"hosts/web2/hooks/x/y": {Data: "x"},
+		"hosts/web1.bu":               {Data: refers},
+		"motd":                        {Data: "hello\n"},
+		"tree/a":                      {Data: "a"},
+		"tree/sub/b":                  {Data: "b"},
+		"hosts/web1/hooks/update.d/x": {Data: "x"},
+		"hosts/web1/README":           {Data: "x"},
+		"hosts/web2.bu":               {Data: empty},
+		"hosts/web2/hooks/update.d/y": {Data: "x"},
 	}
 	before := mustHost(t, base, "web1").Digest
 	for _, tt := range []struct {
@@ -269,10 +268,15 @@ func TestDigest(t *testing.T) {
 		{"deep in a tree", "tree/sub/b", sourcetest.File{Data: "B"}, true},
 		{"an addition to a tree", "tree/sub/c", sourcetest.File{Data: "c"}, true},
 		{"a missing reference appears", "gone", sourcetest.File{Data: "c"}, true},
-		{"a hook", "hosts/web1/hooks/x", sourcetest.File{Data: "y"}, true},
+		{"a script", "hosts/web1/hooks/update.d/x", sourcetest.File{Data: "y"}, true},
+		{"its mode", "hosts/web1/hooks/update.d/x", sourcetest.File{Data: "x", Mode: source.Executable}, true},
+		{"another script", "hosts/web1/hooks/update.d/z", sourcetest.File{Data: "x"}, true},
+		{"a script directory that is none", "hosts/web1/hooks/updates.d/x", sourcetest.File{Data: "x"}, true},
+		{"a symlink for a script", "hosts/web1/hooks/update.d/z", sourcetest.File{Data: "x", Mode: source.Symlink}, true},
+		{"a README of the scripts", "hosts/web1/hooks/README.md", sourcetest.File{Data: "x"}, false},
 		{"a migration", "hosts/web1/x.sls", sourcetest.File{Data: "y"}, true},
 		{"another host", "hosts/web2.bu", sourcetest.File{Data: refers}, false},
-		{"another host's hook", "hosts/web2/hooks/x/y", sourcetest.File{Data: "y"}, false},
+		{"another host's hook", "hosts/web2/hooks/update.d/y", sourcetest.File{Data: "y"}, false},
 		{"an unreferenced file", "other", sourcetest.File{Data: "y"}, false},
 		{"a file of the host that is nothing", "hosts/web1/README", sourcetest.File{Data: "y"}, false},
 		{"fleet.toml with the defaults", "fleet.toml", sourcetest.File{Data: "schema = 1\n# x\n"}, false},

@@ -42,6 +42,10 @@ type Layer struct {
 	Path      string
 	Group     string // whose layer it is; "" for the host's own
 	Documents []Document
+	Scripts   []Script // those in the folder hooks/ beside the documents
+	// refused lies among the scripts and must not: it counts in the digest, so
+	// that no host calls itself up to date before that is said.
+	refused []source.Entry
 }
 
 // Reference is one local file or folder that a layer names. Entry is what
@@ -63,8 +67,9 @@ type HostConfig struct {
 	References []Reference
 	Inputs     []Input
 	Digest     Digest
-	// Unsupported is what belongs to the host and would be passed over by this
-	// release. The caller refuses to apply it.
+	// Unsupported is what belongs to the host and would be passed over: this
+	// release knows nothing of it, or it cannot be used where it lies. The caller
+	// refuses to apply it.
 	Unsupported finding.List
 
 	machineID string
@@ -319,6 +324,11 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 		if err != nil {
 			return nil, err
 		}
+		list, err := r.scripts(&layer, folder)
+		if err != nil {
+			return nil, err
+		}
+		h.Unsupported = append(h.Unsupported, list...)
 		h.Layers = append(h.Layers, layer)
 		more, err := r.extras(h, folder)
 		if err != nil {
@@ -534,8 +544,6 @@ func (r *Repo) extras(h *HostConfig, own string) ([]Input, error) {
 		base := path.Base(e.Path)
 		var kind, what string
 		switch {
-		case base == "hooks":
-			kind, what = "hooks", "hooks"
 		case base == "bundles":
 			kind, what = "bundles", "container bundles"
 		case base == "state.toml":

@@ -43,7 +43,8 @@ const (
 	Error         Phase = "error"
 )
 
-var phases = []Phase{
+// Phases is all of them, in that order.
+var Phases = []Phase{
 	NeedsUpdate, PreUpdate, PreConfigure, Configure, PostConfigure, Migration, Update, NeedsReboot, PostUpdate, Health, Error,
 }
 
@@ -132,18 +133,15 @@ func (r *Runner) Ask(ctx context.Context, phase Phase, env map[string]string) (y
 	return len(reasons) > 0, strings.Join(reasons, "; "), errors.Join(broken...)
 }
 
-// Pending are the scripts of a phase whose content done does not know; of
+// Pending are those scripts of a phase whose content done does not know; of
 // several with the same content, the first. done is asked with the hash.
-func (r *Runner) Pending(phase Phase, done func(hash string) (bool, error)) ([]Script, error) {
-	scripts, err := r.scripts(phase)
-	if err != nil {
-		return nil, err
-	}
-	var pending []Script
+func (r *Runner) Pending(phase Phase, scripts []Script, done func(hash string) (bool, error)) (pending []Script, err error) {
 	seen := map[string]bool{}
 	for _, script := range scripts {
-		if script.Hash, err = contentHash(script.Path); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", script.name(phase), err)
+		if script.Hash == "" {
+			if script.Hash, err = r.contentHash(script.Path); err != nil {
+				return nil, fmt.Errorf("reading %s: %w", script.name(phase), err)
+			}
 		}
 		was, err := done(script.Hash)
 		if err != nil {
@@ -162,7 +160,11 @@ func (r *Runner) Pending(phase Phase, done func(hash string) (bool, error)) ([]S
 func (r *Runner) RunOnce(ctx context.Context, phase Phase, env map[string]string,
 	done func(hash string) (bool, error), mark func(hash string) error,
 ) error {
-	pending, err := r.Pending(phase, done)
+	scripts, err := r.scripts(phase)
+	if err != nil {
+		return err
+	}
+	pending, err := r.Pending(phase, scripts, done)
 	if err != nil {
 		return err
 	}
@@ -177,8 +179,12 @@ func (r *Runner) RunOnce(ctx context.Context, phase Phase, env map[string]string
 	return nil
 }
 
-func contentHash(path string) (string, error) {
-	f, err := os.Open(path)
+func (r *Runner) contentHash(path string) (string, error) {
+	found, err := r.resolve(path)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(found.path)
 	if err != nil {
 		return "", err
 	}
@@ -199,9 +205,9 @@ func (r *Runner) scripts(phase Phase) ([]Script, error) {
 	for _, one := range ignored {
 		log := r.Log.WithField("hook", one.Path)
 		if one.Meant {
-			log.Debugf("not run: %s", one.Reason)
+			log.Debugf("%s is not run: %s", one.Path, one.Reason)
 		} else {
-			log.Warnf("not run: %s", one.Reason)
+			log.Warnf("%s is not run: %s", one.Path, one.Reason)
 		}
 	}
 	return scripts, err
@@ -238,6 +244,9 @@ func (e *ending) Error() string {
 	var starting *fs.PathError
 	if !errors.As(e.err, &starting) {
 		return e.err.Err.Error()
+	}
+	if errors.Is(starting, fs.ErrPermission) {
+		return fmt.Sprintf("starting it: %v: is the file system that it lies on mounted with noexec?", starting.Err)
 	}
 	if errors.Is(starting, fs.ErrNotExist) || errors.Is(starting, syscall.ENOEXEC) {
 		return fmt.Sprintf("starting it: %v: its first line has to name an interpreter, as in #!/bin/sh", starting.Err)

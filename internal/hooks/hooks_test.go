@@ -175,6 +175,58 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// What the fleet repo would bring is the last place; the machine has none of
+// it yet, whether its root is running or not.
+func TestPreview(t *testing.T) {
+	b := newBench(t)
+	root := filepath.Dir(b.own)
+	for _, at := range []struct{ root, dir string }{{"/", b.own}, {root, "/own"}} {
+		b.Host, b.Dirs = host.New(at.root), []string{at.dir}
+		real := b.own + "/migration.d/"
+		script(t, real+"10-both", "echo own")
+		if err := os.RemoveAll(real + "30-masked"); err != nil {
+			t.Fatal(err)
+		}
+		link(t, "/dev/null", real+"30-masked")
+		script(t, real+"40-own", "echo the same")
+		var proposed []hooks.Proposed
+		for _, name := range []string{"00-repo", "10-both", "30-masked", "50-off", "60-empty", "README"} {
+			proposed = append(proposed, hooks.Proposed{
+				Phase: hooks.Migration, Name: name, Path: "hosts/web1/hooks/migration.d/" + name,
+				Executable: name != "50-off", Size: int64(len(strings.TrimPrefix(name, "60-empty"))), SHA256: "sha256 of " + name,
+			})
+		}
+		proposed = append(proposed, hooks.Proposed{Phase: hooks.Update, Name: "00-other", Path: "x", Executable: true, Size: 1})
+		scripts, ignored, err := b.Preview(hooks.Migration, proposed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own, repo := at.dir+"/migration.d/", "hosts/web1/hooks/migration.d/"
+		want := []hooks.Script{
+			{Name: "00-repo", Path: repo + "00-repo", Hash: "sha256 of 00-repo", Fleet: true},
+			{Name: "10-both", Path: own + "10-both"}, {Name: "40-own", Path: own + "40-own"},
+		}
+		if diff := cmp.Diff(want, scripts); diff != "" {
+			t.Errorf("scripts: -want +got:\n%s", diff)
+		}
+		left := []hooks.Ignored{
+			{Path: own + "30-masked", Reason: "a mask: a link to /dev/null", Meant: true},
+			{Path: repo + "10-both", Reason: own + "10-both takes its place", Meant: true},
+			{Path: repo + "30-masked", Reason: "masked by " + own + "30-masked", Meant: true},
+			{Path: repo + "50-off", Reason: "not executable"},
+			{Path: repo + "60-empty", Reason: "empty"},
+			{Path: repo + "README", Reason: "documentation"},
+		}
+		if diff := cmp.Diff(left, ignored); diff != "" {
+			t.Errorf("ignored: -want +got:\n%s", diff)
+		}
+		pending, err := b.Pending(hooks.Migration, scripts, func(hash string) (bool, error) { return hash == "sha256 of 00-repo", nil })
+		if err != nil || len(pending) != 2 || pending[0].Name != "10-both" || len(pending[0].Hash) != 64 {
+			t.Errorf("pending: %v, %v", pending, err)
+		}
+	}
+}
+
 func TestIgnored(t *testing.T) {
 	b := newBench(t)
 	dir := b.own + "/update.d/"
@@ -672,7 +724,11 @@ func TestRunOnce(t *testing.T) {
 	}
 	equal(t, b.output(), "migration.d/10-a: a", "migration.d/20-b: b")
 	script(t, dir+"20-b", "echo b, repaired")
-	pending, err := b.Pending(hooks.Migration, done)
+	scripts, _, err := b.List(hooks.Migration)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pending, err := b.Pending(hooks.Migration, scripts, done)
 	if err != nil || len(pending) != 2 || pending[0].Name != "20-b" || pending[1].Name != "30-c" {
 		t.Errorf("pending: %v, %v", pending, err)
 	}

@@ -15,7 +15,9 @@ import (
 type Script struct {
 	Name string // 10-dnf
 	Path string // where it was found
-	Hash string // of its content; only Pending looks
+	Hash string // of its content; of a script on this machine only Pending looks
+	// Fleet: Path is one of the fleet repo, of a Proposed script.
+	Fleet bool
 }
 
 func (s Script) name(phase Phase) string { return string(phase) + ".d/" + s.Name }
@@ -27,66 +29,132 @@ type Ignored struct {
 	Meant  bool // somebody has masked or replaced it
 }
 
+// Proposed is a script of the fleet repo that lies in no directory of this
+// machine yet.
+type Proposed struct {
+	Phase      Phase  `json:"phase"`
+	Name       string `json:"name"` // 10-dnf
+	Path       string `json:"path"` // in the fleet repo
+	Executable bool   `json:"executable"`
+	Size       int64  `json:"size"`
+	SHA256     string `json:"sha256"`
+}
+
+// candidate is a file that may be a script.
+type candidate struct {
+	Script
+	masks  bool
+	reason string // why it is not run
+}
+
 // List is what a phase has, in the order of running: names are compared byte
 // by byte. A name that an earlier directory has, in whatever condition, is not
 // looked for in a later one.
-func (r *Runner) List(phase Phase) ([]Script, []Ignored, error) {
-	var (
-		scripts []Script
-		ignored []Ignored
-	)
+func (r *Runner) List(phase Phase) ([]Script, []Ignored, error) { return r.Preview(phase, nil) }
+
+// Preview is List with the proposed scripts as one more directory, the last.
+func (r *Runner) Preview(phase Phase, proposed []Proposed) ([]Script, []Ignored, error) {
+	var places [][]candidate
+	var ignored []Ignored
+	for _, dir := range r.Dirs {
+		found, distrusted, err := r.directory(filepath.Join(dir, string(phase)+".d"))
+		if err != nil {
+			return nil, nil, err
+		}
+		places, ignored = append(places, found), append(ignored, distrusted...)
+	}
+	var last []candidate
+	for _, p := range proposed {
+		if p.Phase == phase {
+			last = append(last, candidate{Script: Script{Name: p.Name, Path: p.Path, Hash: p.SHA256, Fleet: true}, reason: p.unfit()})
+		}
+	}
+	scripts, left := merge(append(places, last))
+	return scripts, append(ignored, left...), nil
+}
+
+// unfit says why a script of the fleet repo is not run, "" if it is.
+func (p *Proposed) unfit() string {
+	switch {
+	case !p.Executable:
+		return notExecutable
+	case p.Size == 0:
+		return isEmpty
+	}
+	return ""
+}
+
+// merge takes each name from the first place that has it.
+func merge(places [][]candidate) (scripts []Script, ignored []Ignored) {
 	taken := map[string]string{} // name -> what it is
-	for _, parent := range r.Dirs {
-		dir := filepath.Join(parent, string(phase)+".d")
-		real, err := r.resolve(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		var distrust *distrustError
-		if errors.As(err, &distrust) {
-			ignored = append(ignored, Ignored{Path: dir, Reason: distrust.Error()})
-			continue
-		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("looking for scripts: %w", err)
-		}
-		if !real.info.IsDir() {
-			ignored = append(ignored, Ignored{Path: dir, Reason: "no directory"})
-			continue
-		}
-		entries, err := os.ReadDir(real.path)
-		if err != nil {
-			return nil, nil, fmt.Errorf("looking for scripts: %w", err)
-		}
-		for _, entry := range entries {
-			path := filepath.Join(dir, entry.Name())
-			if reason := strayName(entry.Name()); reason != "" {
-				ignored = append(ignored, Ignored{Path: path, Reason: reason})
+	for _, place := range places {
+		for _, c := range place {
+			if reason := NoScript(c.Name); reason != "" {
+				ignored = append(ignored, Ignored{Path: c.Path, Reason: reason})
 				continue
 			}
-			if by, ok := taken[entry.Name()]; ok {
-				ignored = append(ignored, Ignored{Path: path, Reason: by, Meant: true})
+			if by, ok := taken[c.Name]; ok {
+				ignored = append(ignored, Ignored{Path: c.Path, Reason: by, Meant: true})
 				continue
 			}
-			taken[entry.Name()] = path + " takes its place"
-			if target, err := os.Readlink(filepath.Join(real.path, entry.Name())); err == nil && filepath.Clean(target) == os.DevNull {
-				taken[entry.Name()] = "masked by " + path
-				ignored = append(ignored, Ignored{Path: path, Reason: "a mask: a link to " + os.DevNull, Meant: true})
-				continue
+			taken[c.Name] = c.Path + " takes its place"
+			switch {
+			case c.masks:
+				taken[c.Name] = "masked by " + c.Path
+				ignored = append(ignored, Ignored{Path: c.Path, Reason: "a mask: a link to " + os.DevNull, Meant: true})
+			case c.reason != "":
+				ignored = append(ignored, Ignored{Path: c.Path, Reason: c.reason})
+			default:
+				scripts = append(scripts, c.Script)
 			}
-			reason, err := r.unfit(path)
-			if err != nil {
-				return nil, nil, fmt.Errorf("looking at a script: %w", err)
-			}
-			if reason != "" {
-				ignored = append(ignored, Ignored{Path: path, Reason: reason})
-				continue
-			}
-			scripts = append(scripts, Script{Name: entry.Name(), Path: path})
 		}
 	}
 	slices.SortFunc(scripts, func(a, b Script) int { return strings.Compare(a.Name, b.Name) })
-	return scripts, ignored, nil
+	return scripts, ignored
+}
+
+// directory looks at everything that lies in a script directory.
+func (r *Runner) directory(dir string) ([]candidate, []Ignored, error) {
+	real, err := r.resolve(dir)
+	var distrust *distrustError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, nil
+	case errors.As(err, &distrust):
+		return nil, []Ignored{{Path: dir, Reason: distrust.Error()}}, nil
+	case err != nil:
+		return nil, nil, fmt.Errorf("looking for scripts: %w", err)
+	case !real.info.IsDir():
+		return nil, []Ignored{{Path: dir, Reason: "no directory"}}, nil
+	}
+	entries, err := os.ReadDir(real.path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for scripts: %w", err)
+	}
+	var all []candidate
+	for _, entry := range entries {
+		c := candidate{Script: Script{Name: entry.Name(), Path: filepath.Join(dir, entry.Name())}}
+		if target, err := os.Readlink(filepath.Join(real.path, entry.Name())); err == nil && filepath.Clean(target) == os.DevNull {
+			c.masks = true
+		} else if c.reason, err = r.unfit(c.Path); err != nil {
+			return nil, nil, fmt.Errorf("looking at a script: %w", err)
+		}
+		all = append(all, c)
+	}
+	return all, nil, nil
+}
+
+// PhaseOf is the phase whose directory has that name; what else there is in
+// its place is explained.
+func PhaseOf(dir string) (phase Phase, reason string) {
+	name, ok := strings.CutSuffix(dir, ".d")
+	if ok && slices.Contains(Phases, Phase(name)) {
+		return Phase(name), ""
+	}
+	if meant := Phase(strings.ReplaceAll(strings.TrimSuffix(dir, ".d"), "-", "_")); slices.Contains(Phases, meant) {
+		return "", fmt.Sprintf("no script directory: is it meant to be %s.d?", meant)
+	}
+	return "", "no script directory"
 }
 
 // Strays is what lies beside the script directories and is never looked into,
@@ -103,13 +171,9 @@ func (r *Runner) Strays() ([]Ignored, error) {
 			return nil, fmt.Errorf("looking for script directories: %w", err)
 		}
 		for _, entry := range entries {
-			phase, ok := strings.CutSuffix(entry.Name(), ".d")
-			if ok && slices.Contains(phases, Phase(phase)) {
+			_, reason := PhaseOf(entry.Name())
+			if reason == "" {
 				continue
-			}
-			reason := "no script directory"
-			if phase := Phase(strings.ReplaceAll(strings.TrimSuffix(entry.Name(), ".d"), "-", "_")); slices.Contains(phases, phase) {
-				reason = fmt.Sprintf("no script directory: is it meant to be %s.d?", phase)
 			}
 			strays = append(strays, Ignored{Path: filepath.Join(dir, entry.Name()), Reason: reason})
 		}
@@ -117,9 +181,9 @@ func (r *Runner) Strays() ([]Ignored, error) {
 	return strays, nil
 }
 
-// strayName tells names that are nobody's script, whatever their mode: they
-// come beside a script by editing it or by updating its package.
-func strayName(name string) string {
+// NoScript tells names that are nobody's script, whatever their mode: they
+// come beside a script by editing it or by updating its package. "" may be one.
+func NoScript(name string) string {
 	if strings.HasPrefix(name, ".") {
 		return "a hidden file"
 	}
@@ -142,6 +206,11 @@ func strayName(name string) string {
 	return ""
 }
 
+const (
+	notExecutable = "not executable"
+	isEmpty       = "empty"
+)
+
 // unfit says why a file is not run, "" if it is.
 func (r *Runner) unfit(path string) (string, error) {
 	found, err := r.resolve(path)
@@ -158,9 +227,9 @@ func (r *Runner) unfit(path string) (string, error) {
 	case !found.info.Mode().IsRegular():
 		return "no regular file", nil
 	case found.info.Mode().Perm()&0o100 == 0:
-		return "not executable", nil
+		return notExecutable, nil
 	case found.info.Size() == 0:
-		return "empty", nil
+		return isEmpty, nil
 	}
 	return "", nil
 }

@@ -30,6 +30,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -233,7 +234,7 @@ func (c *golden) reconciler(t *testing.T, root string) *reconcile.Reconciler {
 		Services: func(context.Context) (reconcile.Services, error) { return offline{systemd.Offline{Host: h}}, nil }, OnChange: systemd.OnChange,
 		Update: &update.Update{Host: h, Dirs: dirs, State: st, Log: log, Units: &units.Offline{Host: h, Log: log},
 			Engine: &native.Engine{Host: h, Blobs: dirs.Blobs(), Accounts: accounts, Runner: run.Host{}}},
-		Log: log, Announce: func(*reconcile.Proposal) {},
+		Hooks: &hooks.Runner{Host: h, Dirs: []string{hooks.Dir}}, Log: log, Announce: func(*reconcile.Proposal) {},
 	}
 }
 

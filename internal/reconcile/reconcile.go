@@ -24,6 +24,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -55,6 +56,7 @@ type Reconciler struct {
 	Services func(ctx context.Context) (Services, error)
 	OnChange func(fragments ...[]byte) string
 	Update   *update.Update
+	Hooks    *hooks.Runner // the host's own scripts, to say what would run
 	Log      logrus.FieldLogger
 	// Announce is told of a plan before it is carried out.
 	Announce func(*Proposal)
@@ -97,6 +99,7 @@ type Outcome struct {
 	Duration   time.Duration     `json:"duration_ns"`
 	Phases     Phases            `json:"phases_ns"`
 	Plan       *plan.Plan        `json:"plan,omitempty"`
+	Scripts    []PhaseRuns       `json:"scripts,omitempty"`
 }
 
 // Phases is where the time of a run went.
@@ -125,7 +128,14 @@ type Proposal struct {
 	Deployment string
 	Reasons    []string
 	Retired    fleet.Retirement
+	// Scripts are the fleet repo's, to be pinned with the change.
+	Scripts []update.Script
+	// Runs are the scripts that the change runs: none when it takes the short way.
+	Runs []PhaseRuns
 }
+
+// Changes tells whether there is anything to do on the host.
+func (p *Proposal) Changes() bool { return !p.Plan.Empty() || len(p.Runs) > 0 }
 
 // OtherHostError says that this machine resolves to another name than the one whose
 // config it has.
@@ -400,13 +410,19 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string) (*Proposal, error) {
 	opener := r.opener(tree)
 	stop := r.timed(&r.phases.Translate)
-	want, lines, findings, err := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: opener}.run(ctx)
+	translation := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: opener}
+	want, lines, findings, err := translation.run(ctx)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	scripts, err := translation.Scripts()
 	stop()
 	if err != nil {
 		return nil, err
 	}
 	prop := &Proposal{
-		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired,
+		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Scripts: scripts,
 	}
 	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
 	if prop.Plan != nil {
@@ -429,7 +445,7 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string) (*Pro
 	}
 	prop := &Proposal{
 		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
-		Ignored: inputs.Ignored, Reasons: reasons,
+		Ignored: inputs.Ignored, Reasons: reasons, Scripts: inputs.Scripts,
 	}
 	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
 		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
@@ -451,9 +467,9 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	if in.Attempts, err = r.Update.Attempts(); err != nil {
 		return err
 	}
+	var inputs update.Inputs
 	if applied := r.Update.State.Applied; applied != nil {
-		inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
-		if err != nil {
+		if inputs, err = update.ReadInputs(r.Dirs.Generation(applied.Generation)); err != nil {
 			return err
 		}
 		in.Ignored = inputs.Ignored
@@ -469,6 +485,10 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	if asked := services.Err(); asked != nil {
 		return fmt.Errorf("asking about units: %w", asked)
 	}
+	if err != nil {
+		return err
+	}
+	prop.Runs, err = r.runs(prop, inputs.Scripts)
 	return err
 }
 
@@ -490,15 +510,11 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome)
 	}
 	st.Ref = prop.Revision.Ref
 	r.Announce(prop)
-	inputs := update.Inputs{Ignored: prop.Ignored}
-	out.Plan = prop.Plan
+	inputs := update.Inputs{Ignored: prop.Ignored, Scripts: prop.Scripts}
+	out.Plan, out.Scripts = prop.Plan, prop.Runs
 	defer r.timed(&r.phases.Change)()
-	open := st.Change != nil || len(st.Open) > 0
-	migrations, err := r.Update.NewMigrations()
-	if err != nil {
-		return err
-	}
-	if prop.Plan.Empty() && !open && !migrations {
+	// Below a root that is not running no script runs, whether it is new or not.
+	if prop.Plan.Empty() && !r.open() && (len(prop.Runs) == 0 || !r.Host.Live()) {
 		if err := r.Update.RecordOnly(ctx, change, prop.Plan, inputs); err != nil {
 			return err
 		}

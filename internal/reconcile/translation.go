@@ -44,6 +44,9 @@ type Translated struct {
 // *finding.Failure with all of them.
 func (t Translation) Run(ctx context.Context) (desired.State, finding.List, error) {
 	want, _, findings, err := t.run(ctx)
+	if err == nil {
+		_, err = t.Scripts()
+	}
 	return want, findings, err
 }
 

@@ -155,6 +155,33 @@ func (t *PlanText) Write(ctx context.Context, w io.Writer, p *plan.Plan) error {
 	return err
 }
 
+// WriteScripts prints the scripts around the plan, in the order in which they
+// run.
+func (t *PlanText) WriteScripts(w io.Writer, runs []reconcile.PhaseRuns) error {
+	verb := "would run"
+	if t.Host.Live() {
+		verb = "run"
+	}
+	var b strings.Builder
+	for _, phase := range runs {
+		for _, s := range phase.Scripts {
+			where := s.Path
+			if s.Fleet {
+				where += " of the fleet repo"
+			}
+			if s.New {
+				where += ", new"
+			}
+			fmt.Fprintf(&b, "  %s %s.d/%s (%s)\n", t.paint(cyan, verb), phase.Phase, s.Name, where)
+		}
+		for _, one := range phase.NotRun {
+			fmt.Fprintf(&b, "  note: %s is not run: %s\n", one.Path, one.Reason)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
 const (
 	red    = "31"
 	green  = "32"
@@ -323,15 +350,17 @@ const PlanSchema = 1
 
 // PlanDocument is the plan for programs.
 type PlanDocument struct {
-	Schema   int          `json:"schema"`
-	Host     string       `json:"host"`
-	Ref      string       `json:"ref"`
-	Commit   string       `json:"commit"`
-	Digest   string       `json:"digest"`
-	Reasons  []string     `json:"reasons"`
-	Changes  bool         `json:"changes"`
-	Plan     *plan.Plan   `json:"plan"`
-	Findings finding.List `json:"findings,omitempty"`
+	Schema  int        `json:"schema"`
+	Host    string     `json:"host"`
+	Ref     string     `json:"ref"`
+	Commit  string     `json:"commit"`
+	Digest  string     `json:"digest"`
+	Reasons []string   `json:"reasons"`
+	Changes bool       `json:"changes"`
+	Plan    *plan.Plan `json:"plan"`
+	// Scripts are those that a run would run, phase by phase in their order.
+	Scripts  []reconcile.PhaseRuns `json:"scripts,omitempty"`
+	Findings finding.List          `json:"findings,omitempty"`
 }
 
 // Shown is a plan as programs may see it: hashes and sizes of files that others
@@ -353,6 +382,6 @@ func Shown(p *plan.Plan) *plan.Plan {
 func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
 	return &PlanDocument{
 		Schema: PlanSchema, Host: p.Host, Ref: p.Revision.Ref, Commit: p.Revision.Commit, Digest: p.Digest,
-		Reasons: append([]string{}, p.Reasons...), Changes: !p.Plan.Empty(), Plan: Shown(p.Plan), Findings: p.Findings,
+		Reasons: append([]string{}, p.Reasons...), Changes: p.Changes(), Plan: Shown(p.Plan), Scripts: p.Runs, Findings: p.Findings,
 	}
 }

@@ -22,7 +22,6 @@ type Hooks interface {
 	List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error)
 	Strays() ([]hooks.Ignored, error)
 	Run(ctx context.Context, phase hooks.Phase, env map[string]string) error
-	Pending(phase hooks.Phase, done func(hash string) (bool, error)) ([]hooks.Script, error)
 	RunOnce(ctx context.Context, phase hooks.Phase, env map[string]string, done func(hash string) (bool, error), mark func(hash string) error) error
 }
 
@@ -38,16 +37,28 @@ type script struct {
 func (s *script) Name() string { return s.name }
 
 // Idle is true where the phase has no scripts: then nothing is saved for it.
-func (s *script) Idle() bool { return !s.u.has(s.phase) }
+func (s *script) Idle() bool { return !s.u.has(s.phase, s.job) }
 
 func (s *script) Run(ctx context.Context) error { return s.u.hook(ctx, s.phase, s.change, s.job, nil) }
 
+// hooks are the host's own scripts and the pinned ones of the fleet repo.
+func (u *Update) hooks(job *engine.Job) Hooks { return u.Hooks(scriptDir(job.Dir)) }
+
+// appliedHooks are the host's own scripts and those of the applied generation.
+func (u *Update) appliedHooks() Hooks {
+	generation := 0
+	if u.State.Applied != nil {
+		generation = u.State.Applied.Generation
+	}
+	return u.Hooks(scriptDir(u.Dirs.Generation(generation)))
+}
+
 // has tells whether a phase has anything: also what cannot run has to be named.
-func (u *Update) has(phase hooks.Phase) bool {
+func (u *Update) has(phase hooks.Phase, job *engine.Job) bool {
 	if u.Hooks == nil {
 		return false
 	}
-	scripts, ignored, err := u.Hooks.List(phase)
+	scripts, ignored, err := u.hooks(job).List(phase)
 	return err != nil || len(scripts)+len(ignored) > 0
 }
 
@@ -60,7 +71,8 @@ func (u *Update) NameUnused() {
 	if u.Hooks == nil {
 		return
 	}
-	strays, err := u.Hooks.Strays()
+	applied := u.appliedHooks()
+	strays, err := applied.Strays()
 	if err != nil {
 		u.Log.Warnf("script directories: %v", err)
 	}
@@ -68,7 +80,7 @@ func (u *Update) NameUnused() {
 		u.Log.Warnf("%s is not run: %s", stray.Path, stray.Reason)
 	}
 	for _, phase := range without {
-		scripts, _, err := u.Hooks.List(phase)
+		scripts, _, err := applied.List(phase)
 		if err != nil {
 			u.Log.Warnf("script directories: %v", err)
 		}
@@ -85,10 +97,10 @@ func (u *Update) NameUnused() {
 
 // hook runs the scripts of a phase with what they may know of the change.
 func (u *Update) hook(ctx context.Context, phase hooks.Phase, change *state.Change, job *engine.Job, more map[string]string) error {
-	if !u.has(phase) {
+	if !u.has(phase, job) {
 		return nil
 	}
-	return u.Hooks.Run(ctx, phase, environment(change, job, more))
+	return u.hooks(job).Run(ctx, phase, environment(change, job, more))
 }
 
 func environment(change *state.Change, job *engine.Job, more map[string]string) map[string]string {
@@ -111,28 +123,19 @@ type migration struct {
 
 func (s *migration) Name() string { return "migration" }
 
-func (s *migration) Idle() bool { return !s.u.has(hooks.Migration) }
+func (s *migration) Idle() bool { return !s.u.has(hooks.Migration, s.job) }
 
 func (s *migration) Run(ctx context.Context) error {
 	if s.Idle() {
 		return nil
 	}
-	return s.u.Hooks.RunOnce(ctx, hooks.Migration, environment(s.change, s.job, nil), s.u.migrated, s.u.markMigrated)
+	return s.u.hooks(s.job).RunOnce(ctx, hooks.Migration, environment(s.change, s.job, nil), s.u.Migrated, s.u.markMigrated)
 }
 
-// NewMigrations tells whether a script of migration.d has not run yet, which
-// is work even where no file changes.
-func (u *Update) NewMigrations() (bool, error) {
-	if u.Hooks == nil {
-		return false, nil
-	}
-	pending, err := u.Hooks.Pending(hooks.Migration, u.migrated)
-	return len(pending) > 0, err
-}
-
-// migrated and markMigrated keep the run-once markers outside the state file,
-// so that a lost one repeats no migration.
-func (u *Update) migrated(hash string) (bool, error) {
+// Migrated tells whether a migration with that content has run on this host.
+// It and markMigrated keep the run-once markers outside the state file, so
+// that a lost one repeats no migration.
+func (u *Update) Migrated(hash string) (bool, error) {
 	_, err := os.Stat(u.Dirs.Migration(hash))
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -158,7 +161,7 @@ type health struct {
 func (s *health) Name() string { return "health" }
 
 func (s *health) Idle() bool {
-	return !s.u.has(hooks.Health) && !s.job.Plan.TouchesUnits() && !s.u.asksSource(s.job.Plan)
+	return !s.u.has(hooks.Health, s.job) && !s.job.Plan.TouchesUnits() && !s.u.asksSource(s.job.Plan)
 }
 
 func (s *health) Run(ctx context.Context) error {

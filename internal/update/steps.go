@@ -56,7 +56,7 @@ func (s *postConfigure) Name() string { return "post-configure" }
 
 // Idle is true of a change that only writes files.
 func (s *postConfigure) Idle() bool {
-	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0 && !s.u.has(hooks.PostConfigure)
+	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0 && !s.u.has(hooks.PostConfigure, s.job)
 }
 
 func (s *postConfigure) Run(ctx context.Context) error {

@@ -63,8 +63,9 @@ type Update struct {
 	Keep int
 	// MaxAttempts is how often a step is begun before it counts as failed for good.
 	MaxAttempts int
-	// Hooks are the host's script directories; nil below a root that is not running.
-	Hooks Hooks
+	// Hooks are the host's script directories merged with those in dir, which are
+	// the fleet repo's; nil below a root that is not running.
+	Hooks func(dir string) Hooks
 	// Reach asks the source once more, with the configuration read afresh; nil
 	// where the host that is changed is not the one that asks.
 	Reach func(ctx context.Context) error
@@ -84,6 +85,8 @@ type Update struct {
 // repeats it.
 type Inputs struct {
 	Ignored []desired.Section `json:"ignored,omitempty"`
+	// Scripts are the fleet repo's; they lie beside the plan.
+	Scripts []Script `json:"scripts,omitempty"`
 }
 
 // ErrDamaged says that what was pinned cannot be read back whole: the change
@@ -179,7 +182,7 @@ func (u *Update) newID(digest string) (string, error) {
 	}
 }
 
-// stage writes contents, backups, pristine copies, plan and manifest. One
+// stage writes contents, backups, pristine copies, scripts, plan and manifest. One
 // syncfs follows, so nothing here is synced by itself but pristine copies,
 // which outlive the change.
 func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs) (err error) {
@@ -226,6 +229,9 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		if err := store(content); err != nil {
 			return fmt.Errorf("storing contents: %w", err)
 		}
+	}
+	if err := storeScripts(ctx, dir, in.Scripts); err != nil {
+		return err
 	}
 	if err := writeJSON(filepath.Join(dir, "plan.json"), p); err != nil {
 		return err
@@ -372,6 +378,9 @@ func (u *Update) Resume(ctx context.Context) error {
 	if len(change.Rollback) > 0 {
 		return u.resumeBack(ctx, change, job)
 	}
+	if err := checkScripts(job.Dir); err != nil {
+		return err
+	}
 	if dead := u.exhausted(change.Tasks); dead != nil {
 		return u.failed(ctx, change, job, dead)
 	}
@@ -453,6 +462,10 @@ func ReadPlan(dir string) (*plan.Plan, error) {
 func ReadInputs(dir string) (Inputs, error) {
 	var in Inputs
 	err := readJSON(filepath.Join(dir, "inputs.json"), &in)
+	for i := range in.Scripts {
+		file := scriptFile(dir, &in.Scripts[i].Proposed)
+		in.Scripts[i].Open = func(context.Context) (io.ReadCloser, error) { return os.Open(file) }
+	}
 	return in, err
 }
 
