@@ -21,6 +21,12 @@ func (m *machine) hook(script string, lines ...string) {
 	m.Write("/etc/reconf-pull/hooks/"+script, []byte(unlines(lines...)), 0o755)
 }
 
+// repoHook makes a script of web1's in the fleet repo, for the next push.
+func (m *machine) repoHook(script string, lines ...string) {
+	m.t.Helper()
+	m.Repo().WriteScript("hosts/web1/hooks/"+script, unlines(append([]string{"#!/bin/sh"}, lines...)...))
+}
+
 // logged is what scripts wrote to their log since the last time.
 func (m *machine) logged() string {
 	m.t.Helper()
@@ -406,4 +412,127 @@ func TestKilledOnTheWayBack(t *testing.T) {
 	m.expect("what error.d was told", strings.Fields(m.logged()), "health")
 	m.expect("the locks afterwards", m.locks())
 	m.gives("one", "cat", "/etc/app.conf")
+}
+
+// Scripts of the fleet repo are merged with the host's own, by name.
+func TestScriptsOfTheFleetRepo(t *testing.T) {
+	m := on(t, bootedhost.Debian13)
+	const log = `echo "$RECONF_PHASE ${0##*/} $(cat /etc/app.conf) of the repo" >>/var/log/hooks`
+	const own = `echo "$RECONF_PHASE ${0##*/} $(cat /etc/app.conf) of the host" >>/var/log/hooks`
+	for _, name := range []string{"10-repo", "20-both", "30-masked"} {
+		m.repoHook("post_update.d/"+name, log)
+	}
+	m.Repo().Write("hosts/web1/hooks/post_update.d/40-off", unlines("#!/bin/sh", log))
+	m.repoHook("migration.d/10-schema", log)
+	m.hook("post_update.d/15-own", own)
+	m.hook("post_update.d/20-both", own)
+	m.Run("ln", "--symbolic", "/dev/null", "/etc/reconf-pull/hooks/post_update.d/30-masked")
+	logs := func(what, version string, scripts ...string) {
+		t.Helper()
+		var want []string
+		for _, script := range scripts {
+			phase, whose, _ := strings.Cut(script, " of ")
+			want = append(want, phase+" "+version+" of "+whose)
+		}
+		got := strings.Split(m.logged(), "\n")
+		if got[0] == "" {
+			got = nil
+		}
+		m.expect(what, got, want...)
+	}
+	common := []string{"post_update 10-repo of the repo", "post_update 15-own of the host", "post_update 20-both of the host"}
+	m.appPush("one")
+	m.says(m.converge(), "hooks/post_update.d/40-off is not run: not executable")
+	logs("the first run", "one", append([]string{"migration 10-schema of the repo"}, common...)...)
+	m.appPush("two")
+	m.converge()
+	logs("the second run", "two", common...)
+	m.appPush("two", "# a comment")
+	m.converge()
+	logs("a comment", "two")
+
+	// A new script is work, although no file and no unit changes.
+	m.repoHook("pre_update.d/50-new", log)
+	m.appPush("two", "# a comment")
+	out, status := m.Try("reconf-pull", "plan")
+	if status != 3 {
+		t.Errorf("plan ends with %d", status)
+	}
+	m.expect("the plan", strings.Split(strings.TrimSpace(out), "\n"),
+		"Plan: nothing to change.",
+		"  run pre_update.d/50-new (hosts/web1/hooks/pre_update.d/50-new of the fleet repo, new)",
+		"  run post_update.d/10-repo (hosts/web1/hooks/post_update.d/10-repo of the fleet repo)",
+		"  run post_update.d/15-own (/etc/reconf-pull/hooks/post_update.d/15-own)",
+		"  run post_update.d/20-both (/etc/reconf-pull/hooks/post_update.d/20-both)",
+		"  note: /etc/reconf-pull/hooks/post_update.d/30-masked is not run: a mask: a link to /dev/null",
+		"  note: hosts/web1/hooks/post_update.d/20-both is not run: /etc/reconf-pull/hooks/post_update.d/20-both takes its place",
+		"  note: hosts/web1/hooks/post_update.d/30-masked is not run: masked by /etc/reconf-pull/hooks/post_update.d/30-masked",
+		"  note: hosts/web1/hooks/post_update.d/40-off is not run: not executable")
+	m.expect("the run of a new script", m.during(func() { m.converge() }))
+	logs("a new script", "two", append([]string{"pre_update 50-new of the repo"}, common...)...)
+
+	// One that is gone runs no more, and taking it away is no work.
+	m.Repo().Remove("hosts/web1/hooks/pre_update.d")
+	m.Repo().Remove("hosts/web1/hooks/post_update.d/20-both")
+	m.appPush("two", "# a comment")
+	m.says(m.converge(), "nothing to change on the host")
+	logs("the removal", "two")
+	m.Run("rm", "/etc/reconf-pull/hooks/post_update.d/20-both")
+	m.appPush("three")
+	m.converge()
+	logs("after the removal", "three", common[:2]...)
+
+	// A rollback uses the scripts that were pinned with the change.
+	m.repoHook("health.d/10-ill", log, "exit 1")
+	m.repoHook("post_update.d/10-repo", "# edited", log)
+	m.appPush("four")
+	m.fails("health.d/10-ill: exit status 1", "rolled back")
+	want := []string{
+		"post_update 10-repo four of the repo", "post_update 15-own four of the host", "health 10-ill four of the repo",
+		"post_update 10-repo three of the repo", "post_update 15-own three of the host",
+	}
+	m.expect("a rollback", strings.Split(m.logged(), "\n"), want...)
+}
+
+// Neither the mirror nor the fleet repo is asked for what a change that was cut
+// off still has to do.
+func TestPinnedScriptsAreTheOnesThatRun(t *testing.T) {
+	m := on(t, bootedhost.Debian13)
+	m.Run("mkfifo", "/run/go")
+	m.repoHook("configure.d/10-slow", "touch /run/slow", "read line </run/go")
+	m.repoHook("health.d/10-log", "echo the pinned one >>/var/log/hooks")
+	m.appPush("one")
+	m.begins("/run/slow")
+	m.Kill(agent, syscall.SIGKILL)
+	m.ends()
+	m.Run("rm", "--recursive", "/var/cache/reconf-pull/mirror", "/run/slow")
+	m.Repo().Remove("hosts/web1/hooks/configure.d")
+	m.repoHook("health.d/10-log", "echo another one >>/var/log/hooks")
+	m.Repo().Git("add", "--all")
+	m.Repo().Git("commit", "--quiet", "--amend", "--message=rewritten")
+	m.Repo().Git("push", "--quiet", "--force", "origin", "HEAD:main")
+	m.begins("/run/slow")
+	m.gives("", "sh", "-c", "cat /var/log/hooks 2>/dev/null || true")
+	m.Run("sh", "-c", "echo >/run/go")
+	status, said := m.ends()
+	if status != 0 {
+		t.Errorf("the run ended with %d:\n%s", status, said)
+	}
+	// The rewritten commit comes after it, as a change of its own.
+	m.expect("the log", strings.Split(m.logged(), "\n"), "the pinned one", "another one")
+	m.gives("the pinned one", "sh", "-c", "sh /var/lib/reconf-pull/generations/1/hooks/health.d/10-log; tail -n 1 /var/log/hooks; : >/var/log/hooks")
+	m.gives("700 root root", "stat", "--format=%a %U %G", "/var/lib/reconf-pull/generations/1/hooks")
+	m.gives("755 root root", "stat", "--format=%a %U %G", "/var/lib/reconf-pull/generations/1/hooks/health.d/10-log")
+
+	// What was pinned and is gone, or was changed, is not gone over.
+	m.hook("configure.d/10-slow", "touch /run/slow", "read line </run/go")
+	m.Run("rm", "--force", "/run/slow")
+	m.appPush("two")
+	m.begins("/run/slow")
+	m.Kill(agent, syscall.SIGKILL)
+	m.ends()
+	m.Run("sh", "-c", "rm /run/slow /etc/reconf-pull/hooks/configure.d/10-slow; echo '#!/bin/sh' >/var/lib/reconf-pull/changes/"+m.openChange().ID+"/hooks/health.d/10-log")
+	m.says(m.converge(), "is made anew from its source", "hooks/health.d/10-log is not what was stored")
+	m.expect("the log after damage", strings.Split(m.logged(), "\n"), "another one")
+	m.gives("two", "cat", "/etc/app.conf")
 }

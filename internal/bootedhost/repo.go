@@ -62,6 +62,15 @@ func (r *Repo) Write(path, data string) {
 	}
 }
 
+// WriteScript is Write for a file that git knows as executable.
+func (r *Repo) WriteScript(path, data string) {
+	r.tb.Helper()
+	r.Write(path, data)
+	if err := os.Chmod(filepath.Join(r.work, path), 0o755); err != nil {
+		r.tb.Fatal(err)
+	}
+}
+
 // Remove removes a file or a directory from the work tree.
 func (r *Repo) Remove(path string) {
 	r.tb.Helper()
