@@ -28,7 +28,7 @@ bench: build ## each figure beside its peer, from one run
 
 install: build ## install below DESTDIR
 	install -D -m 0755 bin/reconf-pull $(DESTDIR)$(PREFIX)/bin/reconf-pull
-	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/reconf-pull.service packaging/systemd/reconf-pull-resume.service packaging/systemd/reconf-pull.timer
+	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/*.service packaging/systemd/*.timer packaging/systemd/*.path
 	install -D -m 0644 packaging/tmpfiles.d/reconf-pull.conf $(DESTDIR)$(TMPFILES)/reconf-pull.conf
 	install -D -m 0644 packaging/salt/Containerfile $(DESTDIR)$(PREFIX)/share/reconf-pull/salt/Containerfile
 	install -D -m 0644 packaging/config.toml $(DESTDIR)$(PREFIX)/share/doc/reconf-pull/config.toml

@@ -39,12 +39,9 @@ func bootWith(t *testing.T, o bootedhost.Options) *machine {
 		t.Skip("boots a host")
 	}
 	t.Parallel()
-	o.Name = "web1"
-	o.Files = map[string]string{
-		"/usr/lib/systemd/system/reconf-pull.service":        "../../packaging/systemd/reconf-pull.service",
-		"/usr/lib/systemd/system/reconf-pull-resume.service": "../../packaging/systemd/reconf-pull-resume.service",
-		"/usr/lib/systemd/system/reconf-pull.timer":          "../../packaging/systemd/reconf-pull.timer",
-		"/usr/lib/tmpfiles.d/reconf-pull.conf":               "../../packaging/tmpfiles.d/reconf-pull.conf",
+	o.Name, o.Files = "web1", map[string]string{"/usr/lib/tmpfiles.d/reconf-pull.conf": "../../packaging/tmpfiles.d/reconf-pull.conf"}
+	for _, unit := range packagedUnits(t) {
+		o.Files["/usr/lib/systemd/system/"+unit] = "../../packaging/systemd/" + unit
 	}
 	m := &machine{bootedhost.Prepare(t, o), t}
 	program, err := builtAgent()
@@ -65,6 +62,20 @@ func bootWith(t *testing.T, o bootedhost.Options) *machine {
 		"StandardOutput=truncate:/run/said", "StandardError=inherit",
 	)
 	return m
+}
+
+// packagedUnits are the names of all units that packages install.
+func packagedUnits(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("../../packaging/systemd/*.*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no units are packaged: %v", err)
+	}
+	var names []string
+	for _, file := range files {
+		names = append(names, filepath.Base(file))
+	}
+	return names
 }
 
 // on is boot and the first start.
@@ -259,7 +270,7 @@ func TestPackagedUnits(t *testing.T) {
 	for name, os := range map[string]bootedhost.OS{"Debian12": bootedhost.Debian12, "Debian13": bootedhost.Debian13} {
 		t.Run(name, func(t *testing.T) {
 			m := on(t, os)
-			if out, status := m.Try("systemd-analyze", "verify", "reconf-pull.service", "reconf-pull.timer"); out != "" || status != 0 {
+			if out, status := m.Try(append([]string{"systemd-analyze", "verify", "--"}, packagedUnits(t)...)...); out != "" || status != 0 {
 				t.Errorf("systemd-analyze verify ends with %d:\n%s", status, out)
 			}
 			m.gives("directory 755 root:root", "stat", "--format=%F %a %U:%G", "/run/reconf-pull")

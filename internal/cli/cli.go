@@ -41,7 +41,7 @@ type app struct {
 
 // Main runs one command and returns its exit status.
 func Main(args []string, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()
 	a := &app{stdout: stdout, stderr: stderr}
 	root := a.root()
@@ -49,10 +49,21 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
-	if ctx.Err() != nil && err != nil {
+	var service *serviceError
+	if ctx.Err() != nil && err != nil && !errors.As(err, &service) {
 		err = errEnded
 	}
 	return a.finish(err)
+}
+
+// endings are the signals that end a run in good order. That of a terminal that
+// is gone is ignored where nohup(1) wants it so.
+func endings() []os.Signal {
+	all := []os.Signal{syscall.SIGTERM, os.Interrupt}
+	if !signal.Ignored(syscall.SIGHUP) {
+		all = append(all, syscall.SIGHUP)
+	}
+	return all
 }
 
 // errEnded is what a run that was told to stop ends with: its change is kept

@@ -16,6 +16,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 	"github.com/reconf-pull/reconf-pull/internal/update"
 )
 
@@ -42,6 +43,7 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 func statusOf(err error) int {
 	var (
 		exit    exitStatus
+		service *serviceError
 		usage   *usageError
 		busy    *state.BusyError
 		conf    *config.Error
@@ -57,6 +59,8 @@ func statusOf(err error) int {
 		return exitSuccess
 	case errors.As(err, &exit):
 		return int(exit)
+	case errors.As(err, &service):
+		return service.status
 	case errors.As(err, &usage), strings.HasPrefix(err.Error(), "unknown command"):
 		return exitInvalidArgument
 	case errors.Is(err, errEnded), errors.Is(err, context.Canceled), errors.As(err, &busy):
@@ -94,11 +98,22 @@ func (a *app) finish(err error) int {
 	}
 	// A person who cannot be told that telling failed cannot be helped further.
 	_ = findings(err).Write(a.stderr)
-	fmt.Fprintf(a.stderr, "reconf-pull: error: %s\n", summary(err))
+	a.tell(3, "reconf-pull: error: "+summary(err))
 	if h := hint(err); h != "" {
-		fmt.Fprintf(a.stderr, "reconf-pull: hint: %s\n", h)
+		a.tell(5, "reconf-pull: hint: "+h)
 	}
 	return status
+}
+
+// tell writes to stderr, for the journal with the priority (sd-daemon(3)) of each line.
+func (a *app) tell(priority int, text string) {
+	prefix := ""
+	if systemd.StderrIsJournal() {
+		prefix = fmt.Sprintf("<%d>", priority)
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		fmt.Fprintf(a.stderr, "%s%s\n", prefix, line)
+	}
 }
 
 // summary is the error in one line where its findings were printed already.

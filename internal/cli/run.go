@@ -21,14 +21,27 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Fetch, and apply what changed",
 		Long: `Run is one pull: it finishes what an earlier run could not, fetches the fleet repo
 and applies this host's config if it, or a file that it refers to, has changed.
+
+Typed on a terminal without any flag, it starts reconf-pull.service, or joins the run
+that is under way there, and shows what that says: a connection that is lost ends no
+update, and ctrl-C ends only the showing. It exits as the service does. With any flag,
+from a script, or where there is no such service, it runs in place.
 ` + exitStatusHelp,
 		Example: `  reconf-pull run
   reconf-pull run --url /srv/fleet.git --host web1 --root /tmp/root`,
 		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if typed(cmd) {
+				if done, err := a.runService(cmd.Context()); done {
+					return err
+				}
+			}
+			return a.run(cmd.Context())
+		},
 	}
 	a.sourceFlags(cmd)
 	a.jsonFlag(cmd)
+	cmd.Flags().Bool("in-place", false, "run here and not in reconf-pull.service, as any other flag does")
 	return cmd
 }
 

@@ -224,8 +224,12 @@ func (a *app) contents(m *machine) contents.Opener {
 	return contents.Opener{Downloads: m.dirs.Downloads(), MaxFile: int64(m.config.Translate.MaxFile), Client: &http.Client{Timeout: time.Duration(m.config.Source.Timeout)}}
 }
 
-// inhibit takes a block lock on shutdown from logind.
+// inhibit takes a block lock on shutdown from logind, which may hang after the
+// bus was restarted.
 func inhibit(ctx context.Context, why string) (io.Closer, error) {
+	const limit = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	login, err := systemd.ConnectLogin(ctx)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os/exec"
 	"strings"
 	"time"
@@ -68,6 +69,24 @@ func (h Host) Run(ctx context.Context, argv ...string) ([]byte, error) {
 		return stdout.Bytes(), &Error{Argv: argv, Stderr: tail(stderr.String()), Err: err}
 	}
 	return stdout.Bytes(), nil
+}
+
+// Stream hands over what a program prints as it comes, for as long as the
+// program runs, and ends it when ctx is over; Timeout is not for it.
+func (Host) Stream(ctx context.Context, stdout io.Writer, argv ...string) error {
+	const forever = 1<<63 - 1
+	cmd := command(argv)
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = stdout, &stderr
+	err := start(ctx, forever, cmd, &session{})
+	var stuck *stuckError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &stuck): // it may still write
+		return &Error{Argv: argv, Err: err}
+	}
+	return &Error{Argv: argv, Stderr: tail(stderr.String()), Err: err}
 }
 
 // find knows where systemd keeps programs that are not for shells, such as

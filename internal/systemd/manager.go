@@ -41,23 +41,42 @@ func Connect(ctx context.Context) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{}
-	if os.Geteuid() == 0 {
-		conn, err := sddbus.NewConnection(m.dial(func() (*dbus.Conn, error) {
-			return dbus.Dial("unix:path=/run/systemd/private")
-		}, false))
-		if err == nil {
-			m.conn = conn
-			return m, nil
-		}
+	if os.Geteuid() == 0 && m.overSocket() == nil {
+		return m, nil
 	}
-	conn, err := sddbus.NewConnection(m.dial(func() (*dbus.Conn, error) {
-		return dbus.SystemBusPrivate()
-	}, true))
+	if err := m.overBus(); err != nil {
+		return nil, fmt.Errorf("connecting to systemd: %w", err)
+	}
+	return m, nil
+}
+
+// connectBus is Connect the other way round: only over the bus can somebody
+// keep systemd from forgetting a unit.
+func connectBus(ctx context.Context) (*Manager, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m := &Manager{}
+	err := m.overBus()
+	if err != nil && os.Geteuid() == 0 {
+		err = m.overSocket()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connecting to systemd: %w", err)
 	}
-	m.conn = conn
 	return m, nil
+}
+
+func (m *Manager) overSocket() (err error) {
+	m.conn, err = sddbus.NewConnection(m.dial(func() (*dbus.Conn, error) {
+		return dbus.Dial("unix:path=/run/systemd/private")
+	}, false))
+	return err
+}
+
+func (m *Manager) overBus() (err error) {
+	m.conn, err = sddbus.NewConnection(m.dial(func() (*dbus.Conn, error) { return dbus.SystemBusPrivate() }, true))
+	return err
 }
 
 // dial makes a dialler that remembers the first of the connections it makes:

@@ -316,6 +316,25 @@ func TestJournalTail(t *testing.T) {
 	}
 }
 
+// Of what the journal has, exactly one run is shown.
+func TestReadJournal(t *testing.T) {
+	const unit = `"_SYSTEMD_UNIT":"a.service",`
+	got, cursor := systemd.ReadJournal("a.service", "abc", 1000,
+		`{`+unit+`"MESSAGE":"of the run before","_SYSTEMD_INVOCATION_ID":"older","__MONOTONIC_TIMESTAMP":"2000"}`+"\n",
+		`{`+unit+`"MESSAGE":"nobody's, before","__MONOTONIC_TIMESTAMP":"999"}`+"\n"+`{`+unit+`"MESSA`,
+		`GE":"ours","PRIORITY":"4","_SYSTEMD_INVOCATION_ID":"abc"}`+"\n",
+		`{`+unit+`"MESSAGE":"ended before it was seen","__MONOTONIC_TIMESTAMP":"1000"}`+"\n",
+		`{`+unit+`"MESSAGE":[97,27,98,10,252],"_SYSTEMD_INVOCATION_ID":"abc"}`+"\n",
+		`{"MESSAGE":"Starting a.service","INVOCATION_ID":"abc","_PID":"1","_SYSTEMD_UNIT":"init.scope"}`+"\n",
+		`{"MESSAGE":"no such program","PRIORITY":"3","INVOCATION_ID":"abc","_PID":"7","_SYSTEMD_UNIT":"init.scope"}`+"\n",
+		"no JSON\n",
+		`{`+unit+`"MESSAGE":"of the next run","_SYSTEMD_INVOCATION_ID":"newer","__CURSOR":"s=9"}`+"\n",
+		`{`+unit+`"MESSAGE":"not whole"`)
+	if diff := cmp.Diff([]systemd.Entry{{4, "ours"}, {5, "ended before it was seen"}, {5, "a\uFFFDb\n\uFFFD"}, {3, "no such program"}}, got); diff != "" || cursor != "s=9" {
+		t.Errorf("cursor %q, -want +got:\n%s", cursor, diff)
+	}
+}
+
 // Outside a unit there is nobody to notify; that must cost nothing and fail nothing.
 func TestNotifyNobody(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
