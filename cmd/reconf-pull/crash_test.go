@@ -74,6 +74,15 @@ func (tr *trial) push(butane string) {
 	tr.must("git", "-C", tr.repo, "commit", "-q", "-m", "version")
 }
 
+// script puts a script of web1's into the repo, for the next push.
+func (tr *trial) script(name, text string) {
+	tr.t.Helper()
+	path := filepath.Join(tr.repo, "hosts/web1/hooks", name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o755)); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
 func (tr *trial) host() string {
 	tr.t.Helper()
 	dir, err := os.MkdirTemp(tr.scratch, "host-")
@@ -314,11 +323,14 @@ var durable = map[uint64]string{
 // go on.
 func TestCrashAtEveryOperation(t *testing.T) {
 	tr := newTrial(t)
+	tr.script("pre_update.d/10-drain", "#!/bin/sh\n# first\n")
+	tr.script("health.d/10-well", "#!/bin/sh\n")
 	tr.push(few)
 	first := tr.place()
 	applied := tr.copyOf(first)
 	tr.run(applied)
 	total := tr.crashEverywhere("first run", first)
+	tr.script("pre_update.d/10-drain", "#!/bin/sh\n# second\n")
 	tr.push(fewLater)
 	total += tr.crashEverywhere("update", applied)
 	t.Logf("%d crash points", total)

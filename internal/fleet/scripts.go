@@ -107,7 +107,7 @@ func (r *Repo) scripts(layer *Layer, folder string) (finding.List, error) {
 			case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
 				refuse(f, d.Path, "name the script in UTF-8, without control characters", "%q cannot be the name of a script", name)
 			case f.Mode == source.Symlink:
-				refuse(f, f.Path, "keep the script itself in its place", "it is a symlink, and symlinks are not followed")
+				refuse(f, f.Path, "keep the script itself in its place; a file that is not executable switches off another layer's script of that name", "it is a symlink, and symlinks are not followed")
 			case !f.Mode.IsFile():
 				refuse(f, f.Path, "", "%s, and not a script", kind(f.Mode))
 			default:

@@ -246,7 +246,7 @@ func (e *ending) Error() string {
 		return e.err.Err.Error()
 	}
 	if errors.Is(starting, fs.ErrPermission) {
-		return fmt.Sprintf("starting it: %v: is the file system that it lies on mounted with noexec?", starting.Err)
+		return fmt.Sprintf("starting it: %v: its interpreter must be executable, and the file system that it lies on must not be mounted with noexec", starting.Err)
 	}
 	if errors.Is(starting, fs.ErrNotExist) || errors.Is(starting, syscall.ENOEXEC) {
 		return fmt.Sprintf("starting it: %v: its first line has to name an interpreter, as in #!/bin/sh", starting.Err)

@@ -462,6 +462,7 @@ func TestHowScriptsFail(t *testing.T) {
 		{"signal", "kill -SEGV $$", "update.d/x: signal: segmentation fault"},
 		{"time limit", "echo waiting; sleep 600", "update.d/x: its time limit of 1s is over: waiting"},
 		{"no interpreter", "#!/no/such/shell\n", "update.d/x: starting it: no such file or directory: its first line has to"},
+		{"an interpreter that is none", "#!/etc/passwd\n", "update.d/x: starting it: permission denied: its interpreter must be executable"},
 		{"no #!", "#!\n", "update.d/x: starting it: exec format error: its first line has to"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
