@@ -45,6 +45,8 @@ const (
 const (
 	NextStart = "takes effect at next start"
 	NextBoot  = "after reboot"
+	// Reboots is said of a unit with X-Reconf-OnChange=reboot.
+	Reboots = "the host is rebooted, X-Reconf-OnChange=reboot"
 )
 
 // Touch is a unit and what is done to it.
@@ -59,6 +61,8 @@ type Touch struct {
 	// whose service runs. Those that were active are stopped before the socket
 	// is restarted, and started after it.
 	StopFirst []string `json:"stop_first,omitempty"`
+	// Reboot: the unit says that only a reboot makes the change take effect.
+	Reboot bool `json:"reboot,omitempty"`
 }
 
 // Command is a program that has to see changed files.
@@ -217,6 +221,7 @@ func (t *touches) add(unit, reason string) {
 	if !known {
 		touch = &Touch{Unit: unit}
 		touch.Action, touch.Note = t.judge(unit)
+		touch.Reboot = touch.Note == Reboots
 		if touch.Action == Restart && path.Ext(unit) == ".socket" {
 			touch.StopFirst = t.services(unit)
 		}
@@ -278,12 +283,14 @@ func (t *touches) judge(unit string) (Action, string) {
 		return Restart, ""
 	case "reload":
 		return Reload, ""
+	case "reboot":
+		return Keep, Reboots
 	case "none":
 		return Keep, "left alone, X-Reconf-OnChange=none"
 	}
 	action, note := t.byType(unit)
 	if value != "" {
-		ignored := fmt.Sprintf("X-Reconf-OnChange=%s ignored: it is restart, reload or none", value)
+		ignored := fmt.Sprintf("X-Reconf-OnChange=%s ignored: it is restart, reload, reboot or none", value)
 		note = strings.TrimPrefix(note+"; "+ignored, "; ")
 	}
 	return action, note

@@ -208,9 +208,10 @@ func TestOnChange(t *testing.T) {
 		{"web.service", "reload", "reload web.service"},
 		{"web.service", "restart", "restart web.service"},
 		{"web.service", "none", "keep web.service (left alone, X-Reconf-OnChange=none)"},
+		{"web.service", "reboot", "keep web.service (the host is rebooted, X-Reconf-OnChange=reboot)"},
 		{"srv.mount", "restart", "restart srv.mount"},
-		{"web.service", "relaod", "restart web.service (X-Reconf-OnChange=relaod ignored: it is restart, reload or none)"},
-		{"srv.mount", "yes", "keep srv.mount (takes effect at next start; X-Reconf-OnChange=yes ignored: it is restart, reload or none)"},
+		{"web.service", "relaod", "restart web.service (X-Reconf-OnChange=relaod ignored: it is restart, reload, reboot or none)"},
+		{"srv.mount", "yes", "keep srv.mount (takes effect at next start; X-Reconf-OnChange=yes ignored: it is restart, reload, reboot or none)"},
 		// A run that restarts itself never ends.
 		{"reconf-pull.service", "restart", "keep reconf-pull.service (takes effect at next start)"},
 	} {
@@ -223,7 +224,31 @@ func TestOnChange(t *testing.T) {
 			if got := describe(effect); got != test.want {
 				t.Errorf("got  %s\nwant %s", got, test.want)
 			}
+			if got := effect.Touches[0].Reboot; got != (test.value == "reboot") {
+				t.Errorf("reboot: %v", got)
+			}
 		})
+	}
+}
+
+func TestGlobs(t *testing.T) {
+	globs, err := service.ParseGlobs([]string{"/etc/default/grub", "/etc/modprobe.d/*.conf", "/boot/**"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		"/etc/default/grub": true, "/etc/default/grub.d": false, "/etc/modprobe.d/a.conf": true, "/etc/modprobe.d/x/a.conf": false,
+		"/boot/loader/entries/a": true, "/boot": false,
+	} {
+		if got := globs.Match(path); got != want {
+			t.Errorf("%s: %v, want %v", path, got, want)
+		}
+	}
+	if _, err := service.ParseGlobs([]string{"etc/a", "/etc/a**"}); err == nil || err.Error() != "\"etc/a\": path is not absolute\n\"/etc/a**\": ** is not a whole path element" {
+		t.Errorf("%v", err)
+	}
+	if (service.Globs{}).Match("/etc") {
+		t.Error("no globs match")
 	}
 }
 

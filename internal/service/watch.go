@@ -62,7 +62,7 @@ const wholePath = "path"
 
 func (w Watch) compile() (compiledWatch, error) {
 	wrong := func(format string, args ...any) (compiledWatch, error) {
-		return compiledWatch{}, fmt.Errorf("service.watch %q: "+format, append([]any{w.Path}, args...)...)
+		return compiledWatch{}, fmt.Errorf("service.watch %q: %w", w.Path, fmt.Errorf(format, args...))
 	}
 	if !strings.HasPrefix(w.Path, "/") {
 		return wrong("path is not absolute")
@@ -155,4 +155,34 @@ func expand(template string, values map[string]string) string {
 		}
 		return braced
 	})
+}
+
+// Globs are absolute paths with the wildcards of Watch.Path, without captures.
+type Globs struct{ patterns []compiledWatch }
+
+// ParseGlobs reads globs; the error names every one that is none.
+func ParseGlobs(paths []string) (Globs, error) {
+	var (
+		globs Globs
+		errs  []error
+	)
+	for _, p := range paths {
+		c, err := Watch{Path: p, Run: []string{"true"}}.compile()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%q: %w", p, errors.Unwrap(err)))
+			continue
+		}
+		globs.patterns = append(globs.patterns, c)
+	}
+	return globs, errors.Join(errs...)
+}
+
+// Match tells whether one of the globs matches the path.
+func (g Globs) Match(path string) bool {
+	for _, p := range g.patterns {
+		if _, ok := p.match(path); ok {
+			return true
+		}
+	}
+	return false
 }
