@@ -17,7 +17,7 @@ const module = "github.com/reconf-pull/reconf-pull/internal/"
 // what stands below it.
 var layers = []string{
 	"cli", "report", "reconcile", "units", "engine/salt/container", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
-	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "disk",
+	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "disk",
 	"source/gogit", "source/checkout", "source", "host", "run", "logging", "tomlfile", "finding", "atomicfile", "version",
 }
 
