@@ -79,14 +79,15 @@ func (e *usageError) Unwrap() error { return e.err }
 const exitStatusHelp = `
 Exit status:
    0  up to date, or applied
-   1  a step failed; disk full or an I/O error
+   1  a step failed, or something is held; disk full or an I/O error
    2  wrong usage
    3  plan and status only: there are changes, or something is pending
   65  the host config is invalid, or refused
   66  no config for this host, or another host's
   69  the source is not reachable
   70  internal error, or the state cannot be read
-  75  another run is active, or this one was ended by a signal
+  75  another run is active, no window is open, the fleet lock is busy, a reboot is
+      pending, or this run was ended by a signal
   78  the configuration is invalid, or meant for another machine`
 
 func (a *app) root() *cobra.Command {

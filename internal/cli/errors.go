@@ -11,6 +11,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
@@ -53,10 +54,17 @@ func statusOf(err error) int {
 		machine *fleet.OtherMachineError
 		refused *plan.RefusedError
 		invalid *finding.Failure
+		wait    *pipeline.WaitReboot
+		held    *reconcile.HeldError
+		outside *update.OutsideWindowError
 	)
 	switch {
 	case err == nil:
 		return exitSuccess
+	case errors.As(err, &wait) && wait.Failed == nil:
+		return exitTempFail
+	case errors.As(err, &held):
+		return exitFailure
 	case errors.As(err, &exit):
 		return int(exit)
 	case errors.As(err, &service):
@@ -77,6 +85,8 @@ func statusOf(err error) int {
 		return exitUnavailable
 	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid):
 		return exitDataErr
+	case errors.As(err, &outside), errors.Is(err, lock.ErrBusy):
+		return exitTempFail
 	default:
 		return exitFailure
 	}
@@ -152,8 +162,13 @@ func hint(err error) string {
 		step    *pipeline.StepError
 		back    *update.RolledBackError
 		kept    *update.KeptError
+		wait    *pipeline.WaitReboot
 	)
 	switch {
+	case errors.As(err, &wait):
+		return "the run after the boot goes on; reconf-pull status shows what it waits for"
+	case errors.As(err, &back) && back.Back == nil && back.OSWork:
+		return "the host is as it was before, but for what update.d did; mend the host and say reconf-pull retry, or boot another OS deployment"
 	case errors.As(err, &back) && back.Back == nil:
 		return "the host is as it was before; push a commit that mends it, or mend the host and say reconf-pull retry"
 	case errors.As(err, &kept):

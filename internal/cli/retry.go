@@ -11,13 +11,15 @@ import (
 func (a *app) retryCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "retry",
-		Short: "Let the next run try a held digest again",
-		Long: `A change that failed for good holds its digest: nothing is tried until another commit
-mends it. Retry ends that, for when it was the host that had to be mended.`,
+		Short: "Let the next run try again what is held or waits",
+		Long: `A change that failed for good holds its digest, or OS work: nothing of it is tried
+until another commit, or another OS deployment, mends it. Retry ends that, for when it
+was the host that had to be mended. A step that failed and a reboot that did not come
+are then tried again without waiting any longer.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			return a.locked("retry", func(m *machine, st *state.State) error {
-				if st.Held == nil && (st.Change == nil || !st.Change.Ended()) {
+				if st.Held == nil && st.HeldOSWork == nil && (st.Change == nil || !st.Change.Ended() && st.Change.Waits() == nil) {
 					return a.print("nothing is held\n")
 				}
 				if err := a.update(m, st).Retry(); err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -71,6 +72,9 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		text := a.planText(m, false)
 		_ = text.Write(ctx, a.stdout, p.Plan) // likewise
 		_ = text.WriteScripts(a.stdout, p.Runs)
+		if p.Reboot != "" {
+			_ = a.print("The machine will be rebooted: " + p.Reboot + ".\n") // likewise
+		}
 	}
 	systemd.Notify("STATUS=checking the fleet repo")
 	out, err := r.Run(ctx)
@@ -81,9 +85,12 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		if out.Plan != nil {
 			out.Plan = report.Shown(out.Plan)
 		}
-		return a.printJSON(out)
+		if out.Aside == nil {
+			return a.printJSON(out)
+		}
+		return out.Aside // one document: what went wrong is in it
 	}
-	return a.print(outcome(out))
+	return errors.Join(a.print(outcome(out)), out.Aside)
 }
 
 // outcome is the one line that a run ends with.
@@ -173,5 +180,8 @@ func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) e
 	if err := text.Write(ctx, a.stdout, p.Plan); err != nil {
 		return err
 	}
-	return text.WriteScripts(a.stdout, p.Runs)
+	if err := text.WriteScripts(a.stdout, p.Runs); err != nil || p.Reboot == "" {
+		return err
+	}
+	return a.print("The machine will be rebooted: " + p.Reboot + ".\n")
 }

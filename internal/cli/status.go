@@ -31,7 +31,7 @@ func (a *app) status(cmd *cobra.Command, oneline bool) error {
 	if err != nil {
 		return err
 	}
-	s, err := report.ReadStatus(m.dirs, m.host.Now())
+	s, err := report.ReadStatus(m.dirs, m.config.Reboot.Windows, m.host.Now())
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/logging"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
@@ -191,7 +192,8 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Keep: m.config.Keep,
 		Engine:      &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts(m), Runner: run.Host{}},
 		Units:       &units.Offline{Host: m.host, Log: m.log},
-		MaxAttempts: m.config.Retry.Attempts, KeepFailed: m.config.Apply.OnFailure == "keep",
+		MaxAttempts: m.config.Retry.Attempts, Backoff: time.Duration(m.config.Retry.Backoff), KeepFailed: m.config.Apply.OnFailure == "keep",
+		Lock: lock.None{}, // the only kind that the configuration takes
 	}
 	if !m.host.Live() {
 		return u
@@ -202,6 +204,10 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 	}
 	u.Hooks = func(dir string) update.Hooks { return scripts(m, dir) }
 	u.Inhibit = inhibit
+	u.Rebooting = update.Rebooting{
+		Machine: &rebooter{host: m.host, command: m.config.Reboot.Command}, Windows: m.config.Reboot.Windows,
+		Timeout: time.Duration(m.config.Reboot.Timeout), Paths: m.config.RebootPaths(), Always: m.config.Reboot.WithoutScripts == "always",
+	}
 	u.Reach, u.HealthSource = a.reach, m.config.Health.Source
 	of := m.config.Source
 	for _, path := range append(own(m), a.config, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile) {

@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
+	"github.com/reconf-pull/reconf-pull/internal/window"
 )
 
 // Path is where the file is looked for.
@@ -30,6 +32,8 @@ type Config struct {
 	Drift     Drift     `toml:"drift"`
 	Retry     Retry     `toml:"retry"`
 	Engine    Engine    `toml:"engine"`
+	Reboot    Reboot    `toml:"reboot"`
+	Lock      Lock      `toml:"lock"`
 	Hooks     Hooks     `toml:"hooks"`
 	Health    Health    `toml:"health"`
 	Service   Service   `toml:"service"`
@@ -92,9 +96,24 @@ type Health struct {
 	Source string `toml:"source"`
 }
 
-// Retry bounds how often a step is begun.
+// Retry bounds how often a step is begun, and how soon again.
 type Retry struct {
-	Attempts int `toml:"attempts"`
+	Attempts int      `toml:"attempts"`
+	Backoff  Duration `toml:"backoff"`
+}
+
+// Reboot is when and how the machine is rebooted.
+type Reboot struct {
+	Windows        window.Windows `toml:"windows"`
+	Timeout        Duration       `toml:"timeout"`
+	Paths          []string       `toml:"paths"`
+	WithoutScripts string         `toml:"without_scripts"`
+	Command        []string       `toml:"command"`
+}
+
+// Lock is the fleet lock.
+type Lock struct {
+	Kind string `toml:"kind"`
 }
 
 // Drift is what happens to paths that changed on the host only.
@@ -124,8 +143,10 @@ func Default() Config {
 		Translate: Translate{Strict: true, MaxFile: maxFile},
 		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
-		Retry:     Retry{Attempts: 3},
+		Retry:     Retry{Attempts: 3, Backoff: Duration(time.Minute)},
+		Reboot:    Reboot{Timeout: Duration(10 * time.Minute), WithoutScripts: "never"},
 		Engine:    Engine{Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
+		Lock:      Lock{Kind: lock.NoLock},
 		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
 		Health:    Health{Source: "auto"},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
@@ -197,6 +218,22 @@ func (c *Config) check(path string, data []byte) finding.List {
 	if c.Retry.Attempts < 1 {
 		bad("retry.attempts must be at least 1", "retry", "attempts")
 	}
+	if c.Retry.Backoff < 0 {
+		bad("retry.backoff must not be negative", "retry", "backoff")
+	}
+	choice(c.Reboot.WithoutScripts, []string{"always", "never"}, "reboot", "without_scripts")
+	if c.Reboot.Timeout <= 0 {
+		bad("reboot.timeout must be longer than 0", "reboot", "timeout")
+	}
+	if _, err := service.ParseGlobs(c.Reboot.Paths); err != nil {
+		bad("reboot.paths: "+err.Error(), "reboot", "paths")
+	}
+	if c.Reboot.Command != nil && (len(c.Reboot.Command) == 0 || c.Reboot.Command[0] == "") {
+		bad("reboot.command has no program", "reboot", "command")
+	}
+	if err := lock.Check(c.Lock.Kind); err != nil {
+		bad(err.Error(), "lock", "kind")
+	}
 	if c.Keep < 1 {
 		bad("keep must be at least 1: the applied generation is one", "keep")
 	}
@@ -206,6 +243,12 @@ func (c *Config) check(path string, data []byte) finding.List {
 		}
 	}
 	return list
+}
+
+// RebootPaths are reboot.paths of a configuration that was loaded.
+func (c *Config) RebootPaths() service.Globs {
+	globs, _ := service.ParseGlobs(c.Reboot.Paths) // check has looked at them
+	return globs
 }
 
 // Watches are the [[service.watch]] entries as the service table takes them.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/window"
 )
 
 func load(t *testing.T, text string) (config.Config, error) {
@@ -36,7 +37,9 @@ func TestDefaults(t *testing.T) {
 		Translate: config.Translate{Strict: true, MaxFile: 64 << 20},
 		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false, OnFailure: "rollback"},
 		Drift:     config.Drift{Mode: "report"},
-		Retry:     config.Retry{Attempts: 3},
+		Retry:     config.Retry{Attempts: 3, Backoff: config.Duration(time.Minute)},
+		Reboot:    config.Reboot{Windows: nil, Timeout: config.Duration(10 * time.Minute), Paths: nil, WithoutScripts: "never", Command: nil},
+		Lock:      config.Lock{Kind: "none"},
 		Engine:    config.Engine{Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
 		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
 		Health:    config.Health{Source: "auto"},
@@ -87,6 +90,15 @@ on_failure = "keep"
 mode = "correct"
 [retry]
 attempts = 5
+backoff = "0s"
+[reboot]
+windows = ["Sat,Sun 02:00-05:00 Europe/Berlin", "23:00-01:00"]
+timeout = "20m"
+paths = ["/etc/default/grub", "/etc/modprobe.d/**"]
+without_scripts = "always"
+command = ["systemctl", "kexec"]
+[lock]
+kind = "none"
 [engine.container]
 file = "/f"
 base = "b"
@@ -118,21 +130,39 @@ run = ["/usr/bin/other", "--now"]
 		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
 		Drift:     config.Drift{Mode: "correct"},
-		Retry:     config.Retry{Attempts: 5},
-		Engine:    config.Engine{Container: config.Container{File: "/f", Base: "b", Image: "i"}},
-		Hooks:     config.Hooks{Timeout: config.Duration(30 * time.Second)},
-		Health:    config.Health{Source: "never"},
+		Retry:     config.Retry{Attempts: 5, Backoff: 0},
+		Reboot: config.Reboot{
+			Windows: windows(t, "Sat,Sun 02:00-05:00 Europe/Berlin", "23:00-01:00"), Timeout: config.Duration(20 * time.Minute),
+			Paths: []string{"/etc/default/grub", "/etc/modprobe.d/**"}, WithoutScripts: "always", Command: []string{"systemctl", "kexec"},
+		},
+		Engine: config.Engine{Container: config.Container{File: "/f", Base: "b", Image: "i"}},
+		Lock:   config.Lock{Kind: "none"},
+		Hooks:  config.Hooks{Timeout: config.Duration(30 * time.Second)},
+		Health: config.Health{Source: "never"},
 		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
 			{Path: "/etc/app/*", Unit: "app.service"}, {Path: "/etc/other", Run: []string{"/usr/bin/other", "--now"}},
 		}},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b window.Window) bool { return a.String() == b.String() })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
+	got.Lock.Kind = "" // there is only one yet
 	different(t, "", reflect.ValueOf(got), reflect.ValueOf(config.Default()))
 	if n := len(got.Watches()); n != 2 {
 		t.Errorf("%d watches for the service table, want 2", n)
 	}
+}
+
+func windows(t *testing.T, texts ...string) (all window.Windows) {
+	t.Helper()
+	for _, text := range texts {
+		w, err := window.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, w)
+	}
+	return all
 }
 
 func different(t *testing.T, name string, a, b reflect.Value) {
@@ -172,6 +202,15 @@ func TestErrors(t *testing.T) {
 		"on_failure":          {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
 		"no Containerfile":    {"[engine.container]\nfile = 'Containerfile'", "engine.container.file must be an absolute path", "", 2},
 		"never tried":         {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
+		"no patience":         {"[retry]\nbackoff = '-1s'", "retry.backoff must not be negative", "", 2},
+		"a window":            {"[reboot]\nwindows = ['Sat 2-5']", `window "Sat 2-5": no time: write it as 02:00-05:00`, "", 2},
+		"a window's zone":     {"[reboot]\nwindows = ['02:00-05:00 Mars']", `no time zone "Mars"`, "", 2},
+		"a reboot at once":    {"[reboot]\ntimeout = '0s'", "reboot.timeout must be longer than 0", "", 2},
+		"a relative path":     {"[reboot]\npaths = ['/etc/a', 'etc/b']", `reboot.paths: "etc/b": path is not absolute`, "", 2},
+		"without scripts":     {"[reboot]\nwithout_scripts = 'yes'", `reboot.without_scripts = "yes" is none of always, never`, "", 2},
+		"no program":          {"[reboot]\ncommand = []", "reboot.command has no program", "", 2},
+		"a later lock":        {"[lock]\nkind = 'etcd'", `lock.kind = "etcd" comes with a later release; this one has "none"`, "", 2},
+		"no lock":             {"[lock]\nkind = 'file'", `lock.kind = "file" is no kind of lock; this release has "none"`, "", 2},
 		"keep nothing":        {"keep = 0", "keep must be at least 1", "", 1},
 		"a watch of nothing":  {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
 		"a watch without end": {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},

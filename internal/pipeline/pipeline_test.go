@@ -24,19 +24,27 @@ type step struct {
 func (s step) Name() string              { return s.name }
 func (s step) Run(context.Context) error { return s.run() }
 
-var errStep, errSave = errors.New("step"), errors.New("save")
+var errStep, errSave, errAsk, errWait = errors.New("step"), errors.New("save"), errors.New("ask"), errors.New("wait")
 
-// TestRun: (tasks, step results) to (tasks, what was saved when, error).
-// Results are, per step: ok, skip, fail, end (the context ends while it runs).
+// idle is a step that knows that it has nothing to do.
+type idle struct{ step }
+
+func (idle) Idle() string { return "nothing is due" }
+
+// TestRun: (tasks, boot id, step results) to (tasks, what was saved when, error).
+// A task is its status, starts, and of one that waits the boot and how often a
+// reboot was asked for. Results are, per step: ok, skip, idle, fail, end (the
+// context ends while it runs), ask, asked (the reboot ends the run at once),
+// deaf (asking fails), wait (nothing new).
 func TestRun(t *testing.T) {
 	for _, c := range []struct {
 		name     string
-		tasks    string // status:attempts of a, b, c
+		tasks    string
 		begun    bool
 		results  string
 		failSave int // the n-th save fails
 		want     string
-		log      string // steps and saves in order
+		log      string // steps, saves and questions in order
 		err      error
 	}{
 		{"all", "doing:1 todo:0 todo:0", true, "ok ok ok", 0, "done:1 done:1 done:1", "a save b save c", nil},
@@ -44,12 +52,29 @@ func TestRun(t *testing.T) {
 		{"found doing in the middle", "done:1 doing:1 todo:0", false, "fail ok ok", 0, "done:1 done:2 done:1", "save b save c", nil},
 		{"found failed", "done:1 error:2 todo:0", false, "fail ok ok", 0, "done:1 done:3 done:1", "save b save c", nil},
 		{"skipped", "doing:1 todo:0 todo:0", true, "skip ok ok", 0, "done:1 done:1 done:1", "a save b save c", nil},
+		{"idle", "doing:1 todo:0 todo:0", true, "ok idle ok", 0, "done:1 done:0 done:1", "a save c", nil},
+		{"idle at the end", "doing:1 todo:0 todo:0", true, "ok ok idle", 0, "done:1 done:1 done:0", "a save b", nil},
+		{"idle, but begun before", "done:1 doing:1 todo:0", false, "ok idle ok", 0, "done:1 done:2 done:1", "save b save c", nil},
 		{"fails", "doing:1 todo:0 todo:0", true, "ok fail ok", 0, "done:1 error:1 todo:0", "a save b save", errStep},
 		{"ended", "doing:1 todo:0 todo:0", true, "ok end ok", 0, "done:1 doing:0 todo:0", "a save b save", context.Canceled},
 		{"the first save fails", "doing:1 todo:0 todo:0", false, "ok ok ok", 1, "doing:2 todo:0 todo:0", "save", errSave},
 		{"a later save fails", "doing:1 todo:0 todo:0", true, "ok ok ok", 1, "done:1 doing:1 todo:0", "a save", errSave},
 		{"the save of a failure fails", "doing:1 todo:0 todo:0", true, "fail ok ok", 1, "error:1 todo:0 todo:0", "a save", errStep},
 		{"nothing left", "done:1 done:1 done:1", false, "fail fail fail", 0, "done:1 done:1 done:1", "", nil},
+
+		{"asks for a reboot, once it is saved", "doing:1 todo:0 todo:0", true, "ok ask ok", 0, "done:1 wait:1:now:1 todo:0", "a save b save ask", errWait},
+		{"the reboot ends the run", "doing:1 todo:0 todo:0", true, "ok asked ok", 0, "done:1 wait:1:now:1 todo:0", "a save b save ask", context.Canceled},
+		{"asking fails", "doing:1 todo:0 todo:0", true, "ok deaf ok", 0, "done:1 wait:1:now:1 todo:0", "a save b save ask", errAsk},
+		{"what is not saved is not asked for", "doing:1 todo:0 todo:0", true, "ok ask ok", 2, "done:1 wait:1:now:1 todo:0", "a save b save", errSave},
+		{"held off", "doing:1 todo:0 todo:0", true, "ok wait ok", 0, "done:1 wait:1:now:0 todo:0", "a save b save", errWait},
+		{"another boot", "done:1 wait:1:old:1 todo:0", false, "ok fail ok", 0, "done:1 done:1 done:1", "save c", nil},
+		{"another boot, at the end", "done:1 done:1 wait:1:old:1", false, "ok ok fail", 0, "done:1 done:1 done:1", "", nil},
+		{"the same boot, nothing new", "done:1 wait:1:now:0 todo:0", false, "ok wait ok", 0, "done:1 wait:1:now:0 todo:0", "b", errWait},
+		{"the same boot, asked again", "done:1 wait:1:now:1 todo:0", false, "ok ask ok", 0, "done:1 wait:1:now:2 todo:0", "b save ask", errWait},
+		{"the same boot, put off", "done:1 wait:1:now:1 todo:0", false, "ok skip ok", 0, "done:1 done:1 done:1", "b save c", nil},
+		{"the same boot, given up", "done:1 wait:1:now:3 todo:0", false, "ok fail ok", 0, "done:1 error:1 todo:0", "b save", errStep},
+		{"the same boot, ended", "done:1 wait:1:now:1 todo:0", false, "ok end ok", 0, "done:1 wait:1:now:1 todo:0", "b", context.Canceled},
+		{"a boot that nobody asked for", "done:1 doing:1 todo:0", false, "ok ok ok", 0, "done:1 done:2 done:1", "save b save c", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -60,14 +85,24 @@ func TestRun(t *testing.T) {
 			results := strings.Fields(c.results)
 			for i, word := range strings.Fields(c.tasks) {
 				task := state.Task{Name: string(rune('a' + i))}
-				status, attempts, _ := strings.Cut(word, ":")
-				task.Status = state.Status(status)
-				if _, err := fmt.Sscan(attempts, &task.Attempts); err != nil {
+				fields := strings.Split(word, ":")
+				task.Status = state.Status(fields[0])
+				if _, err := fmt.Sscan(fields[1], &task.Attempts); err != nil {
 					t.Fatal(err)
 				}
+				if len(fields) > 2 {
+					task.BootID, task.Reboot = fields[2], &state.Waiting{Reason: "why"}
+					if _, err := fmt.Sscan(fields[3], &task.Reboot.Asks); err != nil {
+						t.Fatal(err)
+					}
+				}
 				change.Tasks = append(change.Tasks, task)
-				steps = append(steps, step{task.Name, func() error {
+				one := step{task.Name, func() error {
 					log = append(log, task.Name)
+					wait := &pipeline.WaitReboot{Waiting: state.Waiting{Reason: "why"}}
+					if task.Reboot != nil {
+						wait.Waiting = *task.Reboot
+					}
 					switch results[i] {
 					case "skip":
 						return &pipeline.Skip{Reason: "nothing to do"}
@@ -76,14 +111,34 @@ func TestRun(t *testing.T) {
 					case "end":
 						cancel()
 						return fmt.Errorf("stopped: %w", ctx.Err())
+					case "wait":
+						return wait
+					case "ask", "asked", "deaf":
+						wait.Asks++
+						wait.Ask = func(context.Context) error {
+							log = append(log, "ask")
+							switch results[i] {
+							case "asked":
+								cancel()
+							case "deaf":
+								return errAsk
+							}
+							return nil
+						}
+						return wait
 					}
 					return nil
-				}})
+				}}
+				if results[i] == "idle" {
+					steps = append(steps, idle{one})
+				} else {
+					steps = append(steps, one)
+				}
 			}
 			saves := 0
 			quiet := logrus.New()
 			quiet.SetOutput(io.Discard)
-			r := &pipeline.Runner{BootID: "boot", Log: quiet, Now: func() time.Time { return time.Unix(1, 0) }, Save: func() error {
+			r := &pipeline.Runner{BootID: "now", Log: quiet, Now: func() time.Time { return time.Unix(1, 0) }, Save: func() error {
 				log = append(log, "save")
 				if saves++; saves == c.failSave {
 					return errSave
@@ -91,16 +146,27 @@ func TestRun(t *testing.T) {
 				return nil
 			}}
 			err := r.Run(ctx, change, steps, c.begun)
+			var failed *pipeline.StepError
+			var wait *pipeline.WaitReboot
+			if errors.As(err, &wait) && wait.Failed == nil {
+				err = errWait
+			}
 			if !errors.Is(err, c.err) {
 				t.Errorf("err = %v, want %v", err, c.err)
 			}
-			var failed *pipeline.StepError
 			if errors.As(err, &failed) != errors.Is(c.err, errStep) {
 				t.Errorf("err = %v: a step's error, and no other, is a StepError", err)
 			}
 			var got []string
-			for _, task := range change.Tasks {
-				got = append(got, fmt.Sprintf("%s:%d", task.Status, task.Attempts))
+			for i, task := range change.Tasks {
+				text := fmt.Sprintf("%s:%d", task.Status, task.Attempts)
+				if task.Status == state.Wait {
+					text += fmt.Sprintf(":%s:%d", task.BootID, task.Reboot.Asks)
+				}
+				got = append(got, text)
+				if why := map[string]string{"skip": "skipped: nothing to do", "idle": "skipped: nothing is due"}[results[i]]; why != "" && task.Attempts == 0 && task.Detail != why {
+					t.Errorf("%s says %q, want %q", task.Name, task.Detail, why)
+				}
 			}
 			if diff := cmp.Diff(c.want, strings.Join(got, " ")); diff != "" {
 				t.Errorf("tasks (-want +got):\n%s", diff)
@@ -112,11 +178,21 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// The first step with something to do is doing, and what is done stays.
 func TestBegin(t *testing.T) {
-	change := &state.Change{Tasks: []state.Task{{Name: "old", Status: state.Failed}}}
-	r := &pipeline.Runner{BootID: "boot", Now: func() time.Time { return time.Unix(1, 0) }}
-	r.Begin(change, []pipeline.Step{step{name: "a"}, step{name: "b"}})
-	want := []state.Task{{Name: "a", Status: state.Doing, BootID: "boot", Attempts: 1, Started: time.Unix(1, 0)}, {Name: "b", Status: state.Todo}}
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	now := time.Unix(1, 0)
+	over := state.Task{Name: "a", Status: state.Done, Detail: "before"}
+	change := &state.Change{Tasks: []state.Task{{Name: "old", Status: state.Failed}, over}}
+	r := &pipeline.Runner{BootID: "boot", Now: func() time.Time { return now }, Log: quiet}
+	if err := r.Begin(change, []pipeline.Step{step{name: "a"}, idle{step{name: "b"}}, step{name: "c"}, step{name: "d"}}); err != nil {
+		t.Fatal(err)
+	}
+	want := []state.Task{
+		over, {Name: "b", Status: state.Done, Detail: "skipped: nothing is due", Started: now, Ended: now},
+		{Name: "c", Status: state.Doing, BootID: "boot", Attempts: 1, Started: now}, {Name: "d", Status: state.Todo},
+	}
 	if diff := cmp.Diff(want, change.Tasks); diff != "" {
 		t.Error(diff)
 	}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +27,8 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -62,6 +65,7 @@ type Reconciler struct {
 	Announce func(*Proposal)
 
 	phases Phases
+	before []state.Task // the steps before the pin
 }
 
 // Source is a fleet repo whose mirror can be thrown away.
@@ -100,6 +104,11 @@ type Outcome struct {
 	Phases     Phases            `json:"phases_ns"`
 	Plan       *plan.Plan        `json:"plan,omitempty"`
 	Scripts    []PhaseRuns       `json:"scripts,omitempty"`
+	// Waiting is what the run left for a later one, and what that waits for.
+	Waiting string `json:"waiting,omitempty"`
+	// Aside is what went wrong, or is held, beside what the run did: it stopped
+	// nothing, and the run ends with it.
+	Aside error `json:"-"`
 }
 
 // Phases is where the time of a run went.
@@ -132,6 +141,16 @@ type Proposal struct {
 	Scripts []update.Script
 	// Runs are the scripts that the change runs: none when it takes the short way.
 	Runs []PhaseRuns
+	// Reboot is why carrying it out will reboot the machine, as far as that shows.
+	Reboot string
+
+	due due
+}
+
+// due is what there is to do besides the host config.
+type due struct {
+	osWork  bool
+	pending *state.Reboot
 }
 
 // Changes tells whether there is anything to do on the host.
@@ -162,11 +181,42 @@ func (e *HeldError) Hint() string {
 	return "push a commit that mends it, or mend the host and say reconf-pull retry"
 }
 
+// OSWorkHeldError says that OS work failed before and is not tried again.
+type OSWorkHeldError struct{ state.OSWorkHold }
+
+func (e *OSWorkHeldError) Error() string {
+	return fmt.Sprintf("OS work is held since %s: %s: %s", e.Time.UTC().Format(time.RFC3339), e.Step, e.Reason)
+}
+
+// Hint says how a hold ends.
+func (e *OSWorkHeldError) Hint() string {
+	return "mend the host and say reconf-pull retry, or boot another OS deployment; the host config is still followed"
+}
+
+// BackoffError says that a change that failed is tried again, but not yet.
+type BackoffError struct {
+	Failed *state.Task
+	Until  time.Time
+}
+
+func (e *BackoffError) Error() string {
+	return fmt.Sprintf("%s failed (start %d) and is not begun again before %s: %s", e.Failed.Name, e.Failed.Attempts, e.Until.UTC().Format(time.RFC3339), e.Failed.Detail)
+}
+
+// Hint says how to go on sooner.
+func (e *BackoffError) Hint() string {
+	return "a new push replaces it; reconf-pull retry lets the next run begin it at once (retry.backoff)"
+}
+
 // Run is one pull. The caller holds the run lock.
 func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	started := r.Host.Now()
 	r.Update.NameUnused()
 	out, err := r.run(ctx)
+	out.Aside = r.Update.Broken
+	if held := r.Update.State.HeldOSWork; held != nil {
+		out.Aside = errors.Join(out.Aside, &OSWorkHeldError{*held})
+	}
 	out.Duration, out.Phases = r.Host.Now().Sub(started), r.phases
 	r.remember(started, out, err)
 	return out, err
@@ -174,7 +224,13 @@ func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 
 func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	var out Outcome
+	if err := r.Update.Booted(); err != nil {
+		return out, err
+	}
 	if err := r.finishPinned(ctx, &out); err != nil {
+		return out, err
+	}
+	if err := r.Update.ReleaseLeft(ctx); err != nil {
 		return out, err
 	}
 	suspended, err := state.Suspended(r.Dirs, r.Host.Now())
@@ -188,47 +244,118 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 		out.Result, out.Suspended = Suspended, suspended
 		return out, nil
 	}
+	prop, err := r.candidate(ctx, &out)
+	var fetch *fetchError
+	if errors.As(err, &fetch) {
+		return out, errors.Join(fetch.err, r.withoutSource(ctx, fetch.err, &out))
+	}
+	if err != nil || prop == nil {
+		return out, err
+	}
+	return out, r.carryOut(ctx, prop, &out, func() (*Proposal, error) { return r.candidate(ctx, &out) })
+}
+
+// fetchError is one of the source, not of what it holds.
+type fetchError struct{ err error }
+
+func (e *fetchError) Error() string { return e.err.Error() }
+func (e *fetchError) Unwrap() error { return e.err }
+
+// candidate is what the tip of the fleet repo, or the host itself, asks for now;
+// nil when there is nothing to do, or when it was done by going on with a change
+// that failed.
+func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, error) {
 	stop := r.timed(&r.phases.Fetch)
 	rev, tree, err := r.fetch(ctx)
 	stop()
 	if err != nil {
-		return out, errors.Join(err, r.withoutSource(ctx, err, &out))
+		return nil, &fetchError{err}
 	}
 	stop = r.timed(&r.phases.Digest)
 	hc, err := r.hostConfig(tree)
 	stop()
 	if err != nil {
-		return out, err
+		return nil, err
 	}
 	st := r.Update.State
 	out.Host, out.Ref, out.Commit, out.Digest, out.Retired = hc.Name, rev.Ref, rev.Commit, string(hc.Digest), hc.Retired
 	if hc.Retired == fleet.Retired {
 		out.Result = Retired
-		return out, r.rememberRef(rev.Ref)
+		return nil, r.rememberRef(rev.Ref)
 	}
 	if held := st.Held; held != nil && held.Digest == string(hc.Digest) {
-		return out, errors.Join(&HeldError{Hold: *held}, r.bringBack(ctx, &out))
-	}
-	reasons, err := r.reasons(hc, &out)
-	if err != nil {
-		return out, err
-	}
-	if len(reasons) == 0 {
-		out.Result, out.Generation = UpToDate, st.Applied.Generation
-		return out, r.rememberRef(rev.Ref)
+		return nil, errors.Join(&HeldError{Hold: *held}, r.bringBack(ctx, out))
 	}
 	if st.Change != nil && st.Change.Digest == string(hc.Digest) {
 		// The same digest is retried from its own inputs, with the steps that are done.
-		if err := r.resume(ctx, &out); err != nil || out.Finished != "" {
-			return out, err
+		if err := r.again(ctx, out); err != nil || out.Finished != "" {
+			return nil, err
 		}
 		// They were damaged: it is made anew from its source.
 	}
-	prop, err := r.propose(ctx, rev, tree, hc, reasons)
+	reasons, err := r.reasons(hc, out)
 	if err != nil {
-		return out, err
+		return nil, err
 	}
-	return out, r.carryOut(ctx, prop, &out)
+	reasons, due, err := r.beside(ctx, reasons, out)
+	if err != nil {
+		return nil, err
+	}
+	if len(reasons) == 0 {
+		out.Result, out.Generation = UpToDate, st.Applied.Generation
+		return nil, r.rememberRef(rev.Ref)
+	}
+	return r.propose(ctx, rev, tree, hc, reasons, due)
+}
+
+// again goes on with a change that failed, once its back-off has passed.
+func (r *Reconciler) again(ctx context.Context, out *Outcome) error {
+	if until := r.Update.NotBefore(); r.Host.Now().Before(until) {
+		return &BackoffError{Failed: r.Update.State.Change.Failure(), Until: until}
+	}
+	return r.resume(ctx, out)
+}
+
+// beside adds the reasons that neither the host config nor its paths give: OS
+// work, and a reboot that was put off. OS work waits for its window; what is due
+// besides does not wait for it.
+func (r *Reconciler) beside(ctx context.Context, reasons []string, out *Outcome) ([]string, due, error) {
+	var d due
+	done := r.did("needs-update")
+	work, err := r.Update.AskOSWork(ctx)
+	if err != nil {
+		return nil, d, err
+	}
+	done(work)
+	if work != "" {
+		closed := r.Update.Gate("OS work: " + work)
+		if closed != nil && len(reasons) == 0 {
+			return nil, d, closed
+		}
+		if closed != nil {
+			out.Waiting = closed.Error()
+			r.Log.Info(closed)
+		} else {
+			d.osWork = true
+			reasons = append(reasons, "OS work: "+work)
+		}
+	}
+	if d.pending = r.Update.PendingReboot(ctx); d.pending != nil {
+		reasons = append(reasons, "a reboot is pending: "+d.pending.Reason)
+	}
+	if held := r.Update.State.Lock; held != nil && held.Kept {
+		reasons = append(reasons, "the fleet lock is kept after a failure")
+	}
+	return reasons, d, nil
+}
+
+// did notes when a step before the pin was done; the returned function ends it.
+func (r *Reconciler) did(name string) func(detail string) {
+	started := r.Host.Now()
+	return func(detail string) {
+		r.before = slices.DeleteFunc(r.before, func(t state.Task) bool { return t.Name == name })
+		r.before = append(r.before, state.Task{Name: name, Status: state.Done, Detail: detail, Started: started, Ended: r.Host.Now()})
+	}
 }
 
 // finishPinned goes on with a change that a crash cut off, before anything
@@ -273,13 +400,15 @@ func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
 // generation back.
 func (r *Reconciler) withoutSource(ctx context.Context, fetch error, out *Outcome) error {
 	st := r.Update.State
-	if !errors.Is(fetch, source.ErrUnavailable) {
+	switch {
+	case !errors.Is(fetch, source.ErrUnavailable) && !errors.Is(fetch, source.ErrUntrusted) && !errors.Is(fetch, source.ErrNotFastForward):
 		return nil
+	case st.Change == nil:
+		return r.bringBack(ctx, out)
+	case st.Held == nil && errors.Is(fetch, source.ErrUnavailable):
+		return r.again(ctx, out)
 	}
-	if st.Change != nil && st.Held == nil {
-		return r.resume(ctx, out)
-	}
-	return r.bringBack(ctx, out)
+	return nil
 }
 
 // bringBack restores the applied generation, from what was stored for it,
@@ -288,15 +417,25 @@ func (r *Reconciler) bringBack(ctx context.Context, out *Outcome) error {
 	if st := r.Update.State; st.Applied == nil || st.Change != nil {
 		return nil
 	}
+	prop, err := r.standingCandidate(ctx, out)
+	if err != nil || prop == nil {
+		return err
+	}
+	return r.carryOut(ctx, prop, out, func() (*Proposal, error) { return r.standingCandidate(ctx, out) })
+}
+
+// standingCandidate is what the host itself asks for, nil when there is nothing
+// to do.
+func (r *Reconciler) standingCandidate(ctx context.Context, out *Outcome) (*Proposal, error) {
 	reasons, err := r.standing(out)
-	if err != nil || len(reasons) == 0 {
-		return err
-	}
-	prop, err := r.proposeApplied(ctx, reasons)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return r.carryOut(ctx, prop, out)
+	reasons, due, err := r.beside(ctx, reasons, out)
+	if err != nil || len(reasons) == 0 {
+		return nil, err
+	}
+	return r.proposeApplied(ctx, reasons, due)
 }
 
 // fetch brings the tip. A mirror that turns out to be damaged is thrown away
@@ -404,10 +543,10 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 	if err != nil {
 		return nil, err
 	}
-	return r.propose(ctx, rev, tree, hc, reasons)
+	return r.propose(ctx, rev, tree, hc, reasons, due{})
 }
 
-func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string) (*Proposal, error) {
+func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree source.Tree, hc *fleet.HostConfig, reasons []string, due due) (*Proposal, error) {
 	opener := r.opener(tree)
 	stop := r.timed(&r.phases.Translate)
 	translation := Translation{Tree: tree, Config: hc, Strict: r.Strict, Scratch: r.Dirs.Run, Contents: opener}
@@ -422,7 +561,7 @@ func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree sour
 		return nil, err
 	}
 	prop := &Proposal{
-		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Scripts: scripts,
+		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Scripts: scripts, due: due,
 	}
 	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
 	if prop.Plan != nil {
@@ -437,7 +576,7 @@ func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree sour
 
 // proposeApplied makes the plan that brings the applied generation back, from
 // what was stored for it.
-func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string) (*Proposal, error) {
+func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string, due due) (*Proposal, error) {
 	applied := r.Update.State.Applied
 	inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
 	if err != nil {
@@ -445,7 +584,7 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string) (*Pro
 	}
 	prop := &Proposal{
 		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
-		Ignored: inputs.Ignored, Reasons: reasons, Scripts: inputs.Scripts,
+		Ignored: inputs.Ignored, Reasons: reasons, Scripts: inputs.Scripts, due: due,
 	}
 	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
 		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
@@ -481,13 +620,16 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	}
 	defer services.Close()
 	in.Services = services
+	done := r.did("check")
 	prop.Plan, err = plan.Make(ctx, in)
 	if asked := services.Err(); asked != nil {
 		return fmt.Errorf("asking about units: %w", asked)
 	}
+	done("")
 	if err != nil {
 		return err
 	}
+	prop.Reboot = r.Update.WillReboot(prop.Plan)
 	prop.Runs, err = r.runs(prop, inputs.Scripts)
 	return err
 }
@@ -498,30 +640,49 @@ func (r *Reconciler) opener(tree source.Tree) *contents.Opener {
 	return &opener
 }
 
-// carryOut records an empty plan at once, and pins and applies any other.
-func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome) error {
+// carryOut records an empty plan at once, and pins and applies any other. again
+// makes the proposal anew, once there was a fleet lock to wait for.
+func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome, again func() (*Proposal, error)) error {
+	change, short := r.change(prop)
+	if !short {
+		if err := r.Update.Gate(prop.Reboot); err != nil {
+			return err
+		}
+	}
+	done := r.did("lock")
+	detail := "skipped: there is no fleet lock"
+	if !short && r.Update.Locks() {
+		if err := r.Update.Acquire(ctx); err != nil {
+			return err
+		}
+		// A push that mends this one must overtake it in the queue.
+		var err error
+		if prop, err = again(); err != nil || prop == nil {
+			return errors.Join(err, r.Update.Release(ctx))
+		}
+		if change, short = r.change(prop); !short {
+			if err := r.Update.Gate(prop.Reboot); err != nil {
+				return errors.Join(err, r.Update.Release(ctx))
+			}
+		}
+		detail = ""
+	}
+	done(detail)
 	st := r.Update.State
-	change := &state.Change{
-		Host: prop.Host, Ref: prop.Revision.Ref, Commit: prop.Revision.Commit,
-		Digest: prop.Digest, Deployment: prop.Deployment, Reasons: prop.Reasons,
-	}
-	if st.Applied != nil {
-		change.Previous = st.Applied.Commit
-	}
 	st.Ref = prop.Revision.Ref
 	r.Announce(prop)
 	inputs := update.Inputs{Ignored: prop.Ignored, Scripts: prop.Scripts}
 	out.Plan, out.Scripts = prop.Plan, prop.Runs
 	defer r.timed(&r.phases.Change)()
-	// Below a root that is not running no script runs, whether it is new or not.
-	if prop.Plan.Empty() && !r.open() && (len(prop.Runs) == 0 || !r.Host.Live()) {
+	if short {
 		if err := r.Update.RecordOnly(ctx, change, prop.Plan, inputs); err != nil {
 			return err
 		}
 		out.Result = Recorded
 	} else {
+		change.Tasks = r.before
 		if err := r.Update.Pin(ctx, change, prop.Plan, inputs); err != nil {
-			return err
+			return errors.Join(err, r.Update.ReleaseLeft(ctx))
 		}
 		if err := r.Update.Apply(ctx, prop.Plan); err != nil {
 			return err
@@ -530,6 +691,24 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome)
 	}
 	out.Generation = st.Applied.Generation
 	return nil
+}
+
+// change is the change that a proposal becomes. short: it changes nothing on the
+// host, and its record is all.
+func (r *Reconciler) change(prop *Proposal) (change *state.Change, short bool) {
+	st := r.Update.State
+	change = &state.Change{
+		Host: prop.Host, Ref: prop.Revision.Ref, Commit: prop.Revision.Commit,
+		Digest: prop.Digest, Deployment: prop.Deployment, Reasons: prop.Reasons,
+		OSWork: prop.due.osWork, Reboot: prop.due.pending,
+	}
+	if st.Applied != nil {
+		change.Previous = st.Applied.Commit
+	}
+	// Below a root that is not running no script runs, whether it is new or not.
+	configures := !prop.Plan.Empty() || r.open() || len(prop.Runs) > 0 && r.Host.Live()
+	change.OnlyOS = !configures
+	return change, !configures && !change.OSWork && change.Reboot == nil
 }
 
 // rememberRef saves what an up-to-date host did not know: the branch, or that
@@ -542,6 +721,20 @@ func (r *Reconciler) rememberRef(ref string) error {
 	return state.Save(r.Dirs, r.Update.State)
 }
 
+// Waits tells whether a run ended because something has to be waited for, and
+// nothing went wrong.
+func Waits(err error) bool {
+	var (
+		wait    *pipeline.WaitReboot
+		outside *update.OutsideWindowError
+		back    *update.RolledBackError
+	)
+	if errors.As(err, &wait) {
+		return wait.Failed == nil && !errors.As(err, &back)
+	}
+	return errors.As(err, &outside) || errors.Is(err, lock.ErrBusy)
+}
+
 // Last is what the last run found; it lies on tmpfs and may be lost.
 type Last struct {
 	Time     time.Time `json:"time"`
@@ -552,6 +745,8 @@ type Last struct {
 	Digest   string    `json:"digest,omitempty"`
 	Drift    []string  `json:"drift,omitempty"`
 	Error    string    `json:"error,omitempty"`
+	// Waiting is what a later run will do, and what that waits for.
+	Waiting string `json:"waiting,omitempty"`
 }
 
 func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
@@ -559,7 +754,12 @@ func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
 		Time: started, Duration: out.Duration.Round(time.Millisecond).String(),
 		Result: out.Result, Host: out.Host, Commit: out.Commit, Digest: out.Digest, Drift: out.Drift,
 	}
-	if failed != nil {
+	last.Waiting = out.Waiting
+	switch failed := errors.Join(failed, out.Aside); {
+	case failed == nil:
+	case Waits(failed):
+		last.Waiting = failed.Error()
+	default:
 		last.Error = failed.Error()
 	}
 	data, err := json.MarshalIndent(last, "", "  ")

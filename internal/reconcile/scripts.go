@@ -108,6 +108,9 @@ func (r *Reconciler) runs(prop *Proposal, applied []update.Script) ([]PhaseRuns,
 	work := !prop.Plan.Empty() || r.open()
 	var all []PhaseRuns
 	for _, phase := range update.Phases() {
+		if phase == hooks.Update && !prop.due.osWork {
+			continue
+		}
 		scripts, ignored, err := r.Hooks.Preview(phase, proposed)
 		if err == nil && phase == hooks.Migration {
 			scripts, err = r.Hooks.Pending(phase, scripts, r.Update.Migrated)

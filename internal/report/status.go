@@ -16,6 +16,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/update"
+	"github.com/reconf-pull/reconf-pull/internal/window"
 )
 
 // StatusSchema is the version of the status document. Fields are only added
@@ -24,13 +25,22 @@ const StatusSchema = 1
 
 // Status is what one host knows about itself.
 type Status struct {
-	Schema    int                `json:"schema"`
-	Version   string             `json:"version"`
-	Engine    string             `json:"engine"`
-	Health    Health             `json:"health"`
-	Applied   *state.Applied     `json:"applied,omitempty"`
-	Change    *state.Change      `json:"change,omitempty"`
-	Held      *state.Hold        `json:"held,omitempty"`
+	Schema  int            `json:"schema"`
+	Version string         `json:"version"`
+	Engine  string         `json:"engine"`
+	Health  Health         `json:"health"`
+	Applied *state.Applied `json:"applied,omitempty"`
+	Change  *state.Change  `json:"change,omitempty"`
+	Held    *state.Hold    `json:"held,omitempty"`
+	// HeldOSWork keeps update.d and pending reboots from being tried again.
+	HeldOSWork *state.OSWorkHold `json:"held_os_work,omitempty"`
+	// Reboot was put off; Spent says why it is not done in the next window either.
+	Reboot *state.Reboot `json:"reboot_pending,omitempty"`
+	Spent  string        `json:"reboots_spent,omitempty"`
+	// Windows are reboot.windows; Opens is the next opening, zero while one is open.
+	Windows   []string           `json:"windows,omitempty"`
+	Opens     time.Time          `json:"window_opens,omitzero"`
+	Lock      *state.FleetLock   `json:"fleet_lock,omitempty"`
 	Suspended *state.Suspension  `json:"suspended,omitempty"`
 	Last      *reconcile.Last    `json:"last,omitempty"`
 	Managed   int                `json:"managed_paths"`
@@ -51,7 +61,7 @@ const (
 )
 
 // ReadStatus gathers the status from the state directory.
-func ReadStatus(dirs state.Dirs, now time.Time) (*Status, error) {
+func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status, error) {
 	last, err := readLast(dirs)
 	if err != nil {
 		return nil, err
@@ -68,7 +78,19 @@ func ReadStatus(dirs state.Dirs, now time.Time) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Status{Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Held: st.Held, Last: last}
+	s := &Status{
+		Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Held: st.Held, Last: last,
+		HeldOSWork: st.HeldOSWork, Reboot: st.Reboot, Lock: st.Lock,
+	}
+	for _, w := range windows {
+		s.Windows = append(s.Windows, w.String())
+	}
+	if !windows.Open(now) {
+		s.Opens = windows.Next(now)
+	}
+	if st.Applied != nil {
+		s.Spent = update.SpentReboots(st, st.Applied.Digest, now)
+	}
 	if s.Suspended, err = state.Suspended(dirs, now); err != nil {
 		return nil, err
 	}
@@ -117,17 +139,27 @@ func (s *Status) judge() {
 		s.Health, s.Next = Failing, "rolled back by hand: push another commit, or say reconf-pull retry"
 	case s.Held != nil:
 		s.Health, s.Next = Failing, "push a commit that mends it, or mend the host and say reconf-pull retry"
+	case s.Change != nil && s.Change.Waits() != nil:
+		s.Health, s.Next = Pending, "a reboot is waited for: the first run after it goes on with the change"
 	case s.Change != nil && s.Change.Failure() != nil:
 		s.Health = Failing
 		s.Next = fmt.Sprintf("step %s failed: mend the host config and push, or mend the host and run `reconf-pull run`", s.Change.Failure().Name)
 	case s.Change != nil:
 		s.Health, s.Next = Pending, "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"
+	case s.HeldOSWork != nil:
+		s.Health, s.Next = Failing, "OS work is held: mend the host and say reconf-pull retry, or boot another OS deployment"
 	case s.Last != nil && s.Last.Error != "":
 		s.Health, s.Next = Failing, "see the error above; the host keeps what it has"
 	case s.Suspended != nil:
 		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:
 		s.Health, s.Next = Pending, "nothing was applied yet: `reconf-pull run`"
+	case s.Last != nil && s.Last.Waiting != "":
+		s.Health, s.Next = Pending, "something waits, see above; the next runs look again"
+	case s.Reboot != nil && s.Spent != "":
+		s.Health, s.Next = Pending, "too many reboots: find out why one is needed again and again, or reboot by hand"
+	case s.Reboot != nil:
+		s.Health, s.Next = Pending, "a reboot is pending: the next run inside the window does it, and so does any other reboot"
 	case s.Last != nil && len(s.Last.Drift) > 0:
 		s.Health, s.Next = Pending, "paths drifted: `reconf-pull plan` shows them"
 	default:
@@ -162,6 +194,9 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 		if s.Last.Error != "" {
 			row("error", "%s", strings.ReplaceAll(s.Last.Error, "\n", "\n          "))
 		}
+		if s.Last.Waiting != "" {
+			row("waiting", "%s", s.Last.Waiting)
+		}
 		for _, path := range s.Last.Drift {
 			row("drift", "%s", path)
 		}
@@ -172,6 +207,9 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 			text := fmt.Sprintf("%s: %s", t.Name, t.Status)
 			if t.Attempts > 1 {
 				text += fmt.Sprintf(" (start %d)", t.Attempts)
+			}
+			if w := t.Reboot; w != nil {
+				text += ": " + waits(now, w)
 			}
 			if t.Detail != "" {
 				text += ": " + strings.ReplaceAll(t.Detail, "\n", "\n          ")
@@ -186,12 +224,51 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 		row("held", "%s (%s) since %s", h.Digest, short(h.Commit), h.Time.UTC().Format(time.RFC3339))
 		row("because", "%s: %s", h.Step, strings.ReplaceAll(h.Reason, "\n", "\n          "))
 	}
+	if h := s.HeldOSWork; h != nil {
+		row("held", "OS work since %s", h.Time.UTC().Format(time.RFC3339))
+		row("because", "%s: %s", h.Step, strings.ReplaceAll(h.Reason, "\n", "\n          "))
+	}
+	if s.Reboot != nil {
+		row("reboot", "pending since %s: %s", s.Reboot.Since.UTC().Format(time.RFC3339), s.Reboot.Reason)
+	}
+	if s.Spent != "" {
+		row("reboot", "%s", s.Spent)
+	}
+	if len(s.Windows) > 0 {
+		when := "open now"
+		if !s.Opens.IsZero() {
+			when = "opens " + s.Opens.Format("Mon 2006-01-02 15:04 MST")
+		}
+		row("window", "%s; %s", when, strings.Join(s.Windows, " | "))
+	}
+	if s.Lock != nil {
+		kept := "may be held"
+		if s.Lock.Kept {
+			kept = "kept after a failure"
+		}
+		row("lock", "%s, %s, since %s", s.Lock.Kind, kept, s.Lock.Since.UTC().Format(time.RFC3339))
+	}
 	for _, note := range s.Notes {
 		row("note", "%s", note)
 	}
 	row("next", "%s", s.Next)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// waits says how far the wait for a reboot has come.
+func waits(now time.Time, w *state.Waiting) string {
+	text := w.Reason
+	if !w.Asked.IsZero() {
+		text += fmt.Sprintf("; asked for %s", ago(now, w.Asked))
+		if w.Asks > 1 {
+			text += fmt.Sprintf(", for the %d. time", w.Asks)
+		}
+	}
+	if w.Veto != "" {
+		text += fmt.Sprintf("; held off since %s by %s", w.Since.UTC().Format(time.RFC3339), w.Veto)
+	}
+	return text
 }
 
 // OneLine is the status for a prompt.
@@ -290,8 +367,11 @@ func WriteGeneration(w io.Writer, g *update.Generation) error {
 	fmt.Fprintf(&b, "digest     %s\nreasons    %s\nstarted    %s\ntook       %s\n", g.Digest, strings.Join(g.Reasons, ", "),
 		g.Started.UTC().Format(time.RFC3339), g.Ended.Sub(g.Started).Round(time.Millisecond))
 	for _, t := range g.Steps {
-		if !t.Ended.IsZero() {
-			fmt.Fprintf(&b, "step       %-15s %s%s\n", t.Name, t.Ended.Sub(t.Started).Round(time.Millisecond), starts(t))
+		switch {
+		case strings.HasPrefix(t.Detail, "skipped: "):
+			fmt.Fprintf(&b, "step       %-15s %s\n", t.Name, t.Detail)
+		case !t.Ended.IsZero():
+			fmt.Fprintf(&b, "step       %-15s %s%s%s\n", t.Name, t.Ended.Sub(t.Started).Round(time.Millisecond), starts(t), detail(t))
 		}
 	}
 	for _, c := range g.Changes {
@@ -316,6 +396,13 @@ func WriteGeneration(w io.Writer, g *update.Generation) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func detail(t state.Task) string {
+	if t.Detail == "" {
+		return ""
+	}
+	return ", " + strings.ReplaceAll(t.Detail, "\n", "\n           ")
 }
 
 func starts(t state.Task) string {

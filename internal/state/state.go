@@ -41,6 +41,58 @@ type State struct {
 	Open []string `json:"open,omitempty"`
 	// Held is the digest that is not tried again.
 	Held *Hold `json:"held,omitempty"`
+	// HeldOSWork keeps update.d, and reboots that wait, from being tried again.
+	HeldOSWork *OSWorkHold `json:"held_os_work,omitempty"`
+	// Updated is the OS work that was done last, while it may still turn out to have
+	// been in vain.
+	Updated *OSUpdate `json:"os_update,omitempty"`
+	// Reboot is one that a change needed and that was put off. Any boot clears it.
+	Reboot *Reboot `json:"reboot_pending,omitempty"`
+	// Reboots are those that were asked for within the last day.
+	Reboots []Asked `json:"reboots,omitempty"`
+	// Lock is what is believed about the fleet lock; nil: it is not held.
+	Lock *FleetLock `json:"fleet_lock,omitempty"`
+}
+
+// Reboot is why the machine has to be booted anew, and the boot in which that
+// was found: in any other one the need is satisfied.
+type Reboot struct {
+	Reason string    `json:"reason"`
+	BootID string    `json:"boot_id"`
+	Since  time.Time `json:"since"`
+}
+
+// Asked is a reboot that was asked for, and for which digest.
+type Asked struct {
+	Time   time.Time `json:"time"`
+	Digest string    `json:"digest"`
+}
+
+// OSWorkHold keeps OS work from being tried again until another deployment is
+// booted or an operator says retry.
+type OSWorkHold struct {
+	Deployment string    `json:"deployment,omitempty"`
+	Step       string    `json:"step"`
+	Reason     string    `json:"reason"`
+	Time       time.Time `json:"time"`
+}
+
+// OSUpdate is a completed update.d: the deployment that it ran on, and the one
+// that was booted for it, "" until there was a boot.
+type OSUpdate struct {
+	From string `json:"from"`
+	To   string `json:"to,omitempty"`
+}
+
+// FleetLock is the belief about the fleet lock. It is written before the lock
+// is asked for and cleared after its release is confirmed.
+type FleetLock struct {
+	Kind string `json:"kind"`
+	// Changing: it was asked for, so this host may hold it.
+	Changing bool `json:"changing,omitempty"`
+	// Kept: a change failed, and the lock keeps others from the same one.
+	Kept  bool      `json:"kept_after_failure,omitempty"`
+	Since time.Time `json:"since"`
 }
 
 // Hold keeps a digest that failed for good from being tried again, until there
@@ -85,6 +137,18 @@ type Task struct {
 	Attempts int       `json:"attempts,omitempty"`
 	Started  time.Time `json:"started,omitzero"`
 	Ended    time.Time `json:"ended,omitzero"`
+	// Reboot is what a task in Wait waits for.
+	Reboot *Waiting `json:"reboot,omitempty"`
+}
+
+// Waiting is how far the wait for a reboot has come.
+type Waiting struct {
+	Reason string    `json:"reason"`
+	Asked  time.Time `json:"asked,omitzero"` // for the last time; zero: not yet
+	Asks   int       `json:"asks,omitempty"`
+	// Veto names who holds the reboot off, since when.
+	Veto  string    `json:"veto,omitempty"`
+	Since time.Time `json:"veto_since,omitzero"`
 }
 
 // Change is one attempt to bring the host to one digest.
@@ -104,6 +168,26 @@ type Change struct {
 	Rollback []Task `json:"rollback,omitempty"`
 	// ByHand: the change is a recorded generation that an operator undoes.
 	ByHand bool `json:"by_hand,omitempty"`
+	// OSWork: update.d is due. OnlyOS: nothing else is, but perhaps a reboot, so
+	// that a failure is not the host config's.
+	OSWork bool `json:"os_work,omitempty"`
+	OnlyOS bool `json:"only_os,omitempty"`
+	// Reboot is why the change reboots, nil as long as nothing asks for it.
+	Reboot *Reboot `json:"reboot,omitempty"`
+	// Back is why the way back reboots.
+	Back *Reboot `json:"reboot_back,omitempty"`
+}
+
+// Waits returns the task that waits for a reboot, nil when none does.
+func (c *Change) Waits() *Task {
+	for _, tasks := range [][]Task{c.Tasks, c.Rollback} {
+		for i := range tasks {
+			if tasks[i].Status == Wait {
+				return &tasks[i]
+			}
+		}
+	}
+	return nil
 }
 
 // Ended tells whether a change is left alone until somebody, or another

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
@@ -22,6 +23,7 @@ type Hooks interface {
 	List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error)
 	Strays() ([]hooks.Ignored, error)
 	Run(ctx context.Context, phase hooks.Phase, env map[string]string) error
+	Ask(ctx context.Context, phase hooks.Phase, env map[string]string) (yes bool, why string, err error)
 	RunOnce(ctx context.Context, phase hooks.Phase, env map[string]string, done func(hash string) (bool, error), mark func(hash string) error) error
 }
 
@@ -36,8 +38,7 @@ type script struct {
 
 func (s *script) Name() string { return s.name }
 
-// Idle is true where the phase has no scripts: then nothing is saved for it.
-func (s *script) Idle() bool { return !s.u.has(s.phase, s.job) }
+func (s *script) Idle() string { return s.u.without(s.phase, s.job) }
 
 func (s *script) Run(ctx context.Context) error { return s.u.hook(ctx, s.phase, s.change, s.job, nil) }
 
@@ -62,8 +63,29 @@ func (u *Update) has(phase hooks.Phase, job *engine.Job) bool {
 	return err != nil || len(scripts)+len(ignored) > 0
 }
 
-// without are the phases that no step of this release runs.
-var without = []hooks.Phase{hooks.NeedsUpdate, hooks.Update, hooks.NeedsReboot}
+// without says why a phase has nothing to do, "" if it has.
+func (u *Update) without(phase hooks.Phase, job *engine.Job) string {
+	switch {
+	case u.Hooks == nil:
+		return "no scripts run below another root"
+	case u.has(phase, job):
+		return ""
+	}
+	return fmt.Sprintf("%s.d has no scripts", phase)
+}
+
+// runnable tells whether a phase has scripts that can be run.
+func runnable(h Hooks, phase hooks.Phase) bool {
+	scripts, _, err := h.List(phase)
+	return err != nil || len(scripts) > 0
+}
+
+// broken notes a question's script that neither said yes nor no: it stops
+// nothing, and the run ends with an error.
+func (u *Update) broken(err error) {
+	u.Log.Errorf("a question has no answer: %v", err)
+	u.Broken = errors.Join(u.Broken, err)
+}
 
 // NameUnused says which script directories nothing will ever run: nobody may
 // believe that a script ran because nothing was said of it.
@@ -78,20 +100,6 @@ func (u *Update) NameUnused() {
 	}
 	for _, stray := range strays {
 		u.Log.Warnf("%s is not run: %s", stray.Path, stray.Reason)
-	}
-	for _, phase := range without {
-		scripts, _, err := applied.List(phase)
-		if err != nil {
-			u.Log.Warnf("script directories: %v", err)
-		}
-		var dirs []string
-		for _, script := range scripts {
-			dirs = append(dirs, filepath.Dir(script.Path))
-		}
-		slices.Sort(dirs)
-		for _, dir := range slices.Compact(dirs) {
-			u.Log.Warnf("%s is not run: this release has no step for it", dir)
-		}
 	}
 }
 
@@ -123,10 +131,10 @@ type migration struct {
 
 func (s *migration) Name() string { return "migration" }
 
-func (s *migration) Idle() bool { return !s.u.has(hooks.Migration, s.job) }
+func (s *migration) Idle() string { return s.u.without(hooks.Migration, s.job) }
 
 func (s *migration) Run(ctx context.Context) error {
-	if s.Idle() {
+	if s.Idle() != "" {
 		return nil
 	}
 	return s.u.hooks(s.job).RunOnce(ctx, hooks.Migration, environment(s.change, s.job, nil), s.u.Migrated, s.u.markMigrated)
@@ -160,11 +168,19 @@ type health struct {
 
 func (s *health) Name() string { return "health" }
 
-func (s *health) Idle() bool {
-	return !s.u.has(hooks.Health, s.job) && !s.job.Plan.TouchesUnits() && !s.u.asksSource(s.job.Plan)
+func (s *health) Idle() string {
+	if s.u.has(hooks.Health, s.job) || s.job.Plan.TouchesUnits() || s.u.asksSource(s.job.Plan) || s.u.rebooted(s.change) {
+		return ""
+	}
+	return "there is nothing to look at"
 }
 
 func (s *health) Run(ctx context.Context) error {
+	if s.u.rebooted(s.change) {
+		if err := s.u.Rebooting.Machine.BootChecks(ctx); err != nil {
+			return err
+		}
+	}
 	if err := s.u.Units.Healthy(ctx, s.job.Dir, s.job.Plan); err != nil {
 		return err
 	}
@@ -190,9 +206,22 @@ func (u *Update) failedHook(ctx context.Context, change *state.Change, job *engi
 
 // retried are the steps that are begun again by later runs before they count
 // as failed for good: what they wait for may come.
-var retried = []string{"pre-update", "pre-configure", "post-update"}
+var retried = []string{"pre-update", "pre-configure", "update", "post-update"}
 
 func (u *Update) triesLeft(change *state.Change, step string) bool {
 	i := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == step })
 	return slices.Contains(retried, step) && i >= 0 && change.Tasks[i].Attempts < u.MaxAttempts
+}
+
+// NotBefore is when the failed step of the change under way may be begun again:
+// each start of it waits twice as long as the one before.
+func (u *Update) NotBefore() time.Time {
+	if u.State.Change == nil {
+		return time.Time{}
+	}
+	failed := u.State.Change.Failure()
+	if failed == nil || failed.Attempts < 1 || !slices.Contains(retried, failed.Name) || u.Host.Now().Before(failed.Ended) {
+		return time.Time{}
+	}
+	return failed.Ended.Add(u.Backoff << (failed.Attempts - 1))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
@@ -18,6 +19,7 @@ func (u *Update) backSteps(c *state.Change, job *engine.Job) []pipeline.Step {
 	return []pipeline.Step{
 		&rollbackFiles{u, job},                              // from the change's own backups
 		&rollbackUnits{u, job},                              // enablement, and what units did before
+		&reboot{u: u, change: c, back: true},                // where the machine was booted into the change
 		&script{u, c, job, "post-update", hooks.PostUpdate}, // so that what pre_update.d stopped runs again
 		&recordFailure{u, c, job},                           // the change goes to failed/, its digest is held
 	}
@@ -27,16 +29,40 @@ func (u *Update) backSteps(c *state.Change, job *engine.Job) []pipeline.Step {
 type RolledBackError struct {
 	Failed *pipeline.StepError
 	Back   error // nil: everything that was there is back
+	// OSWork: OS work is held, not the digest.
+	OSWork bool
+	// Untouched: nothing was written that would have had to be brought back.
+	Untouched bool
+	// Stays is what cannot be undone, for people.
+	Stays string
 }
 
 func (e *RolledBackError) Error() string {
 	if e.Back != nil {
 		return fmt.Sprintf("%v\nrolling back did not end: %v", e.Failed, e.Back)
 	}
-	return fmt.Sprintf("%v\nthe change was rolled back, and its digest is held", e.Failed)
+	held := "its digest"
+	if e.OSWork {
+		held = "OS work"
+	}
+	done := "the change was rolled back"
+	if e.Untouched {
+		done = "nothing was written"
+	}
+	text := fmt.Sprintf("%v\n%s, and %s is held", e.Failed, done, held)
+	if e.Stays != "" {
+		text += "\n" + e.Stays
+	}
+	return text
 }
 
-func (e *RolledBackError) Unwrap() error { return e.Failed }
+// Unwrap is the step that failed, and what the way back waits for or failed with.
+func (e *RolledBackError) Unwrap() []error {
+	if e.Back == nil {
+		return []error{e.Failed}
+	}
+	return []error{e.Failed, e.Back}
+}
 
 // KeptError is a change that failed for good and was left as it is, because
 // the operator wants it so.
@@ -53,41 +79,113 @@ func (e *KeptError) Unwrap() error { return e.Failed }
 // is simply tried again.
 func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.Job, err *pipeline.StepError) error {
 	switch {
-	case err.Step == (&record{}).Name():
+	case err.Step == (&record{}).Name(), err.Step == (&release{}).Name():
 		return err
 	case u.triesLeft(change, err.Step):
 		u.failedHook(ctx, change, job, err)
 		return err
 	case u.KeepFailed:
 		u.failedHook(ctx, change, job, err)
-		u.State.Held = u.hold(change, err.Step, err.Err)
+		u.hold(change, err.Step, err.Err)
 		return errors.Join(&KeptError{err}, state.Save(u.Dirs, u.State))
 	}
 	return u.rollBack(ctx, change, job, err)
 }
 
-func (u *Update) hold(change *state.Change, step string, why error) *state.Hold {
-	return &state.Hold{Digest: change.Digest, Commit: change.Commit, Step: step, Reason: why.Error(), Time: u.Host.Now()}
+// hold keeps what failed from being tried again: the digest, or OS work where
+// that is what failed. The fleet lock is kept. The caller saves.
+func (u *Update) hold(change *state.Change, step string, why error) {
+	u.keepLock()
+	if heldAsOSWork(change, step) {
+		u.State.HeldOSWork = &state.OSWorkHold{Deployment: u.Host.Deployment(), Step: step, Reason: why.Error(), Time: u.Host.Now()}
+		return
+	}
+	u.State.Held = &state.Hold{Digest: change.Digest, Commit: change.Commit, Step: step, Reason: why.Error(), Time: u.Host.Now()}
+}
+
+func heldAsOSWork(change *state.Change, step string) bool {
+	return change.OnlyOS || step == "update"
+}
+
+// why is the failure that the way back is for.
+func (u *Update) why(change *state.Change) *pipeline.StepError {
+	if h := u.State.Held; h != nil && h.Digest == change.Digest {
+		return &pipeline.StepError{Step: h.Step, Err: errors.New(h.Reason)}
+	}
+	if h := u.State.HeldOSWork; h != nil && heldAsOSWork(change, h.Step) {
+		return &pipeline.StepError{Step: h.Step, Err: errors.New(h.Reason)}
+	}
+	return &pipeline.StepError{Step: "rollback", Err: errors.New("begun by an earlier run")}
 }
 
 // rollBack begins the way back: the save that says so is the one before its
 // first step.
 func (u *Update) rollBack(ctx context.Context, change *state.Change, job *engine.Job, failed *pipeline.StepError) error {
 	u.Log.WithField("change", change.ID).Warnf("rolling back: %v", failed)
-	back := &state.Change{ID: change.ID}
-	u.runner(change).Begin(back, u.backSteps(change, job))
-	change.Rollback = back.Tasks
-	u.State.Held = u.hold(change, failed.Step, failed.Err)
+	u.inhibit(ctx, change)
+	if u.rebooted(change) {
+		change.Back = &state.Reboot{Reason: "rolling back " + change.ID, BootID: u.bootID(), Since: u.Host.Now()}
+	}
+	if err := u.beginBack(change, job); err != nil {
+		return err
+	}
+	u.hold(change, failed.Step, failed.Err)
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		return errors.Join(failed, err)
 	}
-	err := u.goBack(ctx, change, job, true)
-	u.failedHook(ctx, change, job, failed)
-	return &RolledBackError{Failed: failed, Back: err}
+	return u.wentBack(ctx, change, job, failed, u.goBack(ctx, change, job, true))
+}
+
+// beginBack gives the change the tasks of its way back.
+func (u *Update) beginBack(change *state.Change, job *engine.Job) error {
+	back := &state.Change{ID: change.ID}
+	if untouched(change) {
+		now := u.Host.Now()
+		for _, name := range []string{"rollback", "rollback-units"} {
+			back.Tasks = append(back.Tasks, state.Task{Name: name, Status: state.Done, Detail: "skipped: nothing was written", Started: now, Ended: now})
+		}
+	}
+	err := u.runner(change).Begin(back, u.backSteps(change, job))
+	change.Rollback = back.Tasks
+	return err
+}
+
+// untouched tells whether a change ended before its first file: configure was not begun.
+func untouched(change *state.Change) bool {
+	i := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == "configure" })
+	return i >= 0 && change.Tasks[i].Attempts == 0 && (change.Tasks[i].Status == state.Todo || change.Tasks[i].Status == state.Done)
+}
+
+// wentBack says how the way back ended. error.d hears of the failure once, when
+// it is over.
+func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine.Job, failed *pipeline.StepError, back error) error {
+	var wait *pipeline.WaitReboot
+	if !errors.As(back, &wait) && ctx.Err() == nil && !change.ByHand {
+		u.failedHook(ctx, change, job, failed)
+	}
+	return &RolledBackError{Failed: failed, Back: back, OSWork: heldAsOSWork(change, failed.Step), Untouched: untouched(change), Stays: u.stays(change, job)}
+}
+
+// stays names what update.d installed: no rollback takes that away.
+func (u *Update) stays(change *state.Change, job *engine.Job) string {
+	i := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == "update" })
+	if i < 0 || change.Tasks[i].Attempts == 0 || u.Hooks == nil {
+		return ""
+	}
+	scripts, _, err := u.hooks(job).List(hooks.Update)
+	if err != nil || len(scripts) == 0 {
+		return "what update.d did stays"
+	}
+	var paths []string
+	for _, script := range scripts {
+		paths = append(paths, script.Path)
+	}
+	return "what these did stays: " + strings.Join(paths, ", ")
 }
 
 // goBack runs the tasks of the way back, or goes on with them.
 func (u *Update) goBack(ctx context.Context, change *state.Change, job *engine.Job, begun bool) error {
+	// The tasks are one array with the change's: what is saved is what is done.
 	err := u.runner(change).Run(ctx, &state.Change{ID: change.ID, Tasks: change.Rollback}, u.backSteps(change, job), begun)
 	if err != nil {
 		return err
@@ -159,14 +257,18 @@ func (s *recordFailure) Run(context.Context) error {
 	u := s.u
 	g := u.generation(s.change, s.job.Plan, 0)
 	g.Result = "rolled back"
-	if u.State.Held != nil {
-		g.Error = u.State.Held.Step + ": " + u.State.Held.Reason
+	if untouched(s.change) {
+		g.Result = "failed"
+	}
+	if u.State.Held != nil || u.State.HeldOSWork != nil {
+		g.Error = u.why(s.change).Error()
 	}
 	if err := keep(s.job, u.Dirs.Failed(s.change.ID), g); err != nil {
 		return err
 	}
 	before := *u.State
 	u.State.Change = nil
+	u.settle(s.change.Back)
 	if s.change.ByHand {
 		if err := u.applyEarlier(); err != nil {
 			return err
@@ -203,6 +305,12 @@ func (e *BackError) Error() string { return e.Reason }
 func (u *Update) Back(ctx context.Context) error {
 	st := u.State
 	switch {
+	case st.Change != nil && len(st.Change.Rollback) > 0 && u.Ended(st.Change):
+		fresh(st.Change.Rollback)
+		if err := state.Save(u.Dirs, st); err != nil {
+			return err
+		}
+		return u.Resume(ctx)
 	case st.Change != nil:
 		return &BackError{"a change is under way, or failed: reconf-pull run goes on with it"}
 	case st.Applied == nil || st.Applied.Generation < 2:
@@ -226,10 +334,14 @@ func (u *Update) Back(ctx context.Context) error {
 		ID: g.Change, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Previous: g.Previous, Digest: g.Digest,
 		Reasons: g.Reasons, Pinned: g.Started, Tasks: g.Steps, ByHand: true,
 	}
-	defer u.inhibit(ctx, change)()
-	back := &state.Change{ID: change.ID}
-	u.runner(change).Begin(back, u.backSteps(change, job))
-	change.Rollback = back.Tasks
+	if why := u.WillReboot(job.Plan); why != "" {
+		change.Back = &state.Reboot{Reason: why, BootID: u.bootID(), Since: u.Host.Now()}
+	}
+	u.inhibit(ctx, change)
+	defer u.letGo()
+	if err := u.beginBack(change, job); err != nil {
+		return err
+	}
 	st.Change = change
 	st.Held = &state.Hold{Digest: g.Digest, Commit: g.Commit, Step: byHand, Reason: "by hand", Time: u.Host.Now()}
 	if err := os.WriteFile(u.Dirs.Resume(), nil, 0o600); err != nil {
@@ -267,15 +379,22 @@ func Failures(dirs state.Dirs) ([]*Generation, error) {
 
 // Retry ends a hold, so that the next run tries the digest again.
 func (u *Update) Retry() error {
-	u.State.Held = nil
+	u.State.Held, u.State.HeldOSWork, u.State.Updated = nil, nil, nil
 	if c := u.State.Change; c != nil {
-		for _, tasks := range [][]state.Task{c.Tasks, c.Rollback} {
-			for i := range tasks {
-				if tasks[i].Status != state.Done {
-					tasks[i].Attempts = 0
-				}
-			}
-		}
+		fresh(c.Tasks)
+		fresh(c.Rollback)
 	}
 	return state.Save(u.Dirs, u.State)
+}
+
+// fresh lets tasks that are not done be begun as if they never were.
+func fresh(tasks []state.Task) {
+	for i := range tasks {
+		if tasks[i].Status != state.Done {
+			tasks[i].Attempts = 0
+		}
+		if w := tasks[i].Reboot; w != nil {
+			tasks[i].Reboot = &state.Waiting{Reason: w.Reason}
+		}
+	}
 }

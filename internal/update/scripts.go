@@ -27,7 +27,7 @@ type Script struct {
 func Phases() []hooks.Phase {
 	return slices.DeleteFunc(slices.Clone(hooks.Phases), func(phase hooks.Phase) bool {
 		// The one is asked before there is a change, the other is for one that failed.
-		return phase == hooks.NeedsUpdate || phase == hooks.Error || slices.Contains(without, phase)
+		return phase == hooks.NeedsUpdate || phase == hooks.Error
 	})
 }
 

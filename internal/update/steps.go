@@ -17,6 +17,16 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
+// before is a step that is over when the change is pinned. Its task says how it
+// went.
+type before string
+
+func (s before) Name() string { return string(s) }
+
+func (s before) Idle() string { return "it was done before the change was pinned" }
+
+func (s before) Run(context.Context) error { return nil }
+
 // configure stops and disables what must go, then lets the engine write.
 type configure struct {
 	u      *Update
@@ -54,9 +64,11 @@ type postConfigure struct {
 
 func (s *postConfigure) Name() string { return "post-configure" }
 
-// Idle is true of a change that only writes files.
-func (s *postConfigure) Idle() bool {
-	return !s.job.Plan.TouchesUnits() && len(s.job.Plan.Effect.Commands) == 0 && !s.u.has(hooks.PostConfigure, s.job)
+func (s *postConfigure) Idle() string {
+	if s.job.Plan.TouchesUnits() || len(s.job.Plan.Effect.Commands) > 0 || s.u.has(hooks.PostConfigure, s.job) {
+		return ""
+	}
+	return "no unit is touched"
 }
 
 func (s *postConfigure) Run(ctx context.Context) error {
@@ -75,12 +87,21 @@ type record struct {
 
 func (s *record) Name() string { return "record" }
 
-func (s *record) Run(context.Context) error {
+func (s *record) Run(ctx context.Context) error {
 	u, number := s.u, s.u.nextGeneration()
 	if err := keep(s.job, u.Dirs.Generation(number), u.generation(s.change, s.job.Plan, number)); err != nil {
 		return err
 	}
 	before := *u.State
+	u.judgeOSWork(ctx, s.change, s.job)
+	if err := ctx.Err(); err != nil {
+		*u.State = before
+		return err
+	}
+	u.settle(s.change.Reboot)
+	if held := u.State.Lock; held != nil {
+		u.State.Lock = &state.FleetLock{Kind: held.Kind, Changing: held.Changing, Since: held.Since}
+	}
 	u.State.Applied = &state.Applied{
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
 		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
@@ -143,7 +164,8 @@ type Generation struct {
 	// had they run.
 	Touched []string `json:"touched,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
-	// Result is "rolled back" where the change failed, with the Error of its step.
+	// Result is "rolled back" where the change failed, or "failed" where nothing
+	// had been written, with the Error of its step.
 	Result string `json:"result,omitempty"`
 	Error  string `json:"error,omitempty"`
 }
@@ -208,5 +230,5 @@ func (u *Update) RecordOnly(ctx context.Context, change *state.Change, p *plan.P
 	if err := (&record{u, change, job}).Run(ctx); err != nil {
 		return err
 	}
-	return u.Prune()
+	return errors.Join(u.Release(ctx), u.Prune())
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -27,6 +28,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -77,8 +79,18 @@ type Update struct {
 	Lifeline []string
 	// HealthSource is auto, always or never: when the health step asks the source.
 	HealthSource string
+	// Rebooting is how and when the machine is rebooted.
+	Rebooting Rebooting
+	// Backoff is how long a step that failed is left alone after its first start.
+	Backoff time.Duration
+	// Lock is the fleet lock; nil is none.
+	Lock lock.Lock
+	// Broken are questions without an answer: the run that asked them ends with it.
+	Broken error
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
 	KeepFailed bool
+
+	inhibitor io.Closer
 }
 
 // Inputs is what a pinned change keeps beside its plan, for whoever shows or
@@ -96,14 +108,41 @@ var ErrDamaged = engine.ErrDamaged
 // steps is the order of a change.
 func (u *Update) steps(c *state.Change, job *engine.Job) []pipeline.Step {
 	return []pipeline.Step{
+		before("needs-update"), // is there OS work besides the config?
+		before("check"),        // the plan, the engine's dry run
+		before("lock"),         // the window, then the fleet lock
 		&script{u, c, job, "pre-update", hooks.PreUpdate},       // drain, stop what must not run meanwhile
 		&script{u, c, job, "pre-configure", hooks.PreConfigure}, // prepare what the files need
 		&configure{u, c, job},                                   // units that go are stopped, then files are written
 		&postConfigure{u, c, job},                               // units are reloaded, enabled, restarted
 		&migration{u, c, job},                                   // each script once for its content, after the services run
+		&osUpdate{script{u, c, job, "update", hooks.Update}},    // OS packages, images
+		&needsReboot{u, c, job},                                 // a question, a path, a unit
+		&reboot{u: u, change: c},                                // waits for another boot, or puts it off
 		&script{u, c, job, "post-update", hooks.PostUpdate},     // start again, verify
-		&health{u, c, job},                                      // changed units, health.d, the way to the fleet repo
+		&health{u, c, job},                                      // this boot, changed units, health.d, the way to the fleet repo
 		&record{u, c, job},                                      // the change becomes a generation
+		&release{u},                                             // the fleet lock
+	}
+}
+
+// foregone are the steps that have nothing to do in a change of this kind: they
+// are done, and say why.
+func (u *Update) foregone(c *state.Change) {
+	skip := func(why string, names ...string) {
+		for _, name := range names {
+			now := u.Host.Now()
+			c.Tasks = append(c.Tasks, state.Task{Name: name, Status: state.Done, Detail: "skipped: " + why, Started: now, Ended: now})
+		}
+	}
+	configuring := []string{"pre-configure", "configure", "post-configure", "migration"}
+	switch {
+	case c.OnlyOS && c.OSWork:
+		skip("only OS work is due", configuring...)
+	case c.OnlyOS:
+		skip("only the pending reboot is due", append(configuring, "update", "needs-reboot")...)
+	case !c.OSWork:
+		skip("no OS work is due", "update")
 	}
 }
 
@@ -142,7 +181,10 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 		return fmt.Errorf("staging the change: %w", err)
 	}
 	change.Pinned = u.Host.Now()
-	u.runner(change).Begin(change, u.steps(change, job))
+	u.foregone(change)
+	if err := u.runner(change).Begin(change, u.steps(change, job)); err != nil {
+		return err
+	}
 	superseded := u.State.Change
 	if superseded != nil {
 		if err := u.bringBack(superseded.ID); err != nil {
@@ -374,7 +416,10 @@ func (u *Update) Resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer u.inhibit(ctx, change)()
+	if change.Waits() == nil {
+		u.inhibit(ctx, change)
+	}
+	defer u.letGo()
 	if len(change.Rollback) > 0 {
 		return u.resumeBack(ctx, change, job)
 	}
@@ -390,18 +435,11 @@ func (u *Update) Resume(ctx context.Context) error {
 // resumeBack goes on with the way back. One that died as often as a step may
 // is left as it is: the digest stays held, with everything that would undo it.
 func (u *Update) resumeBack(ctx context.Context, change *state.Change, job *engine.Job) error {
-	failed := &pipeline.StepError{Step: "rollback", Err: errors.New("begun by an earlier run")}
-	if held := u.State.Held; held != nil {
-		failed = &pipeline.StepError{Step: held.Step, Err: errors.New(held.Reason)}
-	}
+	failed := u.why(change)
 	if dead := u.exhausted(change.Rollback); dead != nil {
-		return &RolledBackError{Failed: failed, Back: dead}
+		return &RolledBackError{Failed: failed, Back: dead, OSWork: heldAsOSWork(change, failed.Step)}
 	}
-	back := u.goBack(ctx, change, job, false)
-	if ctx.Err() == nil && !change.ByHand {
-		u.failedHook(ctx, change, job, failed) // the run that failed did not get to it
-	}
-	return &RolledBackError{Failed: failed, Back: back}
+	return u.wentBack(ctx, change, job, failed, u.goBack(ctx, change, job, false))
 }
 
 // dir is where the change lies: record moves it to its generation before the
@@ -572,14 +610,15 @@ func (u *Update) Adopt() error {
 // Apply carries the change out that Pin has just pinned.
 func (u *Update) Apply(ctx context.Context, p *plan.Plan) error {
 	change := u.State.Change
-	defer u.inhibit(ctx, change)()
+	u.inhibit(ctx, change)
+	defer u.letGo()
 	return u.run(ctx, change, &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}, true)
 }
 
 func (u *Update) runner(change *state.Change) *pipeline.Runner {
 	return &pipeline.Runner{
 		Save: func() error { return state.Save(u.Dirs, u.State) },
-		Now:  u.Host.Now, BootID: u.Host.BootID(), Log: u.Log.WithField("change", change.ID),
+		Now:  u.Host.Now, BootID: u.bootID(), Log: u.Log.WithField("change", change.ID),
 	}
 }
 
@@ -604,22 +643,29 @@ func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job,
 	return u.Prune()
 }
 
-// inhibit holds off a shutdown, an OS updater's reboot above all, until the
-// returned function is called. A machine without logind has nobody to ask.
-func (u *Update) inhibit(ctx context.Context, change *state.Change) func() {
-	if u.Inhibit == nil {
-		return func() {}
+// inhibit holds off a shutdown, an OS updater's reboot above all, until letGo. A
+// machine without logind has nobody to ask.
+func (u *Update) inhibit(ctx context.Context, change *state.Change) {
+	if u.Inhibit == nil || u.inhibitor != nil {
+		return
 	}
 	held, err := u.Inhibit(ctx, "change "+change.ID+" is carried out")
 	if err != nil {
 		u.Log.Debugf("shutdown is not inhibited: %v", err)
-		return func() {}
+		return
 	}
-	return func() {
-		if err := held.Close(); err != nil {
-			u.Log.Warnf("releasing the shutdown inhibitor: %v", err)
-		}
+	u.inhibitor = held
+}
+
+// letGo ends what inhibit began: logind would hold our own reboot off, too.
+func (u *Update) letGo() {
+	if u.inhibitor == nil {
+		return
 	}
+	if err := u.inhibitor.Close(); err != nil {
+		u.Log.Warnf("releasing the shutdown inhibitor: %v", err)
+	}
+	u.inhibitor = nil
 }
 
 // cleanSuperseded takes away what superseded changes staged and never put in
