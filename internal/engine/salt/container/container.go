@@ -72,7 +72,14 @@ func (c *Caller) Stop(ctx context.Context, _ string) error {
 func (c *Caller) remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if _, err := c.Runner.Run(ctx, "podman", "rm", "--force", "--time=0", "--ignore", Name); err != nil {
+	argv := []string{"podman", "rm", "--force", "--time=0", "--ignore", Name}
+	_, err := c.Runner.Run(ctx, argv...)
+	if err != nil && !errors.Is(err, exec.ErrNotFound) {
+		// When its monitor was killed podman kills the container, fails for want of
+		// an exit status, and takes it away the next time.
+		_, err = c.Runner.Run(ctx, argv...)
+	}
+	if err != nil {
 		return fmt.Errorf("ending the Salt container: %w", err)
 	}
 	return nil
@@ -114,9 +121,12 @@ func (c *Caller) command(ctx context.Context, image string, mounts []mount, call
 	return append(append(argv, image, "-c", call.Folder), call.Args...)
 }
 
-// run ends the container first and podman then when ctx ends: salt-call is the
-// container's init, which SIGTERM need not impress.
+// run ends the container first and podman then when the time is over: salt-call
+// is the container's init, which SIGTERM need not impress.
 func (c *Caller) run(ctx context.Context, argv []string) (salt.Answer, error) {
+	over := fmt.Errorf("its time limit of %s is over", c.Timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, over)
+	defer cancel()
 	running, end := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan struct{})
 	unhook := context.AfterFunc(ctx, func() {
@@ -125,7 +135,7 @@ func (c *Caller) run(ctx context.Context, argv []string) (salt.Answer, error) {
 		end()
 	})
 	stdout, stderr := &head{most: salt.MaxOutput}, &head{most: salt.MaxOutput}
-	group := &run.Group{Argv: argv, Timeout: c.Timeout, Output: stdout, Errors: stderr}
+	group := &run.Group{Argv: argv, Timeout: c.Timeout + removeTimeout, Output: stdout, Errors: stderr}
 	err := group.Run(running)
 	if !unhook() {
 		<-ended
@@ -136,15 +146,18 @@ func (c *Caller) run(ctx context.Context, argv []string) (salt.Answer, error) {
 	if errors.As(err, &failed) {
 		answer.Exit = failed.ExitCode()
 	}
-	if why := ctx.Err(); why != nil {
+	if why := context.Cause(ctx); why != nil {
 		// podman may have been about to start what was not there to be ended.
 		return answer, errors.Join(fmt.Errorf("running salt-call in a container: %w", why), c.remove(ctx))
 	}
 	if err == nil || answer.Exit > 0 && answer.Exit < ownErrors {
 		return answer, nil
 	}
-	// Not even podman's own end is its container's.
-	return answer, errors.Join(explain(answer, failed), c.remove(ctx))
+	if failed != nil {
+		err = explain(answer, failed)
+	}
+	// The end of podman need not be that of its container.
+	return answer, errors.Join(err, c.remove(ctx))
 }
 
 // From 125 on an exit status is podman's own (podman-run(1)), or says that
