@@ -110,8 +110,8 @@ func (c *Caller) command(ctx context.Context, image string, mounts []mount, call
 		"--log-driver=none", "--no-healthcheck", "--systemd=false", "--read-only=false", "--http-proxy=false",
 		"--workdir=/", "--env=LC_ALL=C.UTF-8", "--entrypoint=salt-call",
 	}
-	// podman before 5.4 always mounts an /etc/hostname; Salt can write into that,
-	// but not remove it.
+	// Older releases of podman always mount an /etc/hostname; Salt can write into
+	// that, but not remove it.
 	if _, err := c.Runner.Run(ctx, "podman", "run", "--no-hostname", "--help"); err == nil {
 		argv = append(argv, "--no-hostname")
 	}
