@@ -43,6 +43,9 @@ type Call struct {
 	// Writes are the paths of the host that the plan writes or removes, as the
 	// host config spells them: each has to be the host's own.
 	Writes []string
+	// Links are the hard links among them: each path with the one that it is
+	// going to be another name of.
+	Links [][2]string
 }
 
 // Answer is what a call printed and how it exited. What is longer than

@@ -31,7 +31,12 @@ func (c *Caller) mounts(call salt.Call) ([]mount, error) {
 		}
 	}
 	for _, written := range call.Writes {
-		if err := view.cover(written); err != nil {
+		if _, err := view.cover(written); err != nil {
+			return nil, err
+		}
+	}
+	for _, link := range call.Links {
+		if err := c.checkLink(view, link[0], link[1]); err != nil {
 			return nil, err
 		}
 	}
@@ -98,10 +103,11 @@ func belongsToImage(dir string) bool {
 	return strings.HasPrefix(dir, "/lib") // lib, lib32, lib64
 }
 
-// cover mounts everything that the way to a path leads through.
-func (v view) cover(written string) error {
-	refused := func(why string) error {
-		return &finding.Failure{Findings: finding.List{{
+// cover mounts everything that the way to a path leads through, and returns
+// where it ends: the directory that is mounted for the path itself.
+func (v view) cover(written string) (string, error) {
+	refused := func(why string) (string, error) {
+		return "", &finding.Failure{Findings: finding.List{{
 			Severity: finding.Error, Message: written + " cannot be written by the Salt container: " + why,
 			Hint: "put it below /etc, /var, /opt, /srv or /usr/local, or let this host set kind = \"native\" under [engine] in config.toml",
 		}}}
@@ -115,21 +121,41 @@ func (v view) cover(written string) error {
 		}
 		there, err := v.add(dir)
 		if err != nil {
-			return fmt.Errorf("looking at the way to %s: %w", written, err)
+			return "", fmt.Errorf("looking at the way to %s: %w", written, err)
 		}
 		if !there {
 			return refused("this host has no directory " + dir + " that could be mounted there")
 		}
 		next, err := v.follow(dir, at)
 		if err != nil {
-			return fmt.Errorf("looking at the way to %s: %w", written, err)
+			return "", fmt.Errorf("looking at the way to %s: %w", written, err)
 		}
 		if next == "" {
-			return nil
+			return dir, nil
 		}
 		at = next
 	}
 	return refused("there are too many symbolic links on the way to it")
+}
+
+// checkLink: link(2) makes no name of one mount for a file of another, be they
+// one file system or not.
+func (c *Caller) checkLink(v view, path, target string) error {
+	one, err := v.cover(path)
+	if err != nil {
+		return err
+	}
+	two, err := v.cover(target)
+	if err != nil {
+		return err
+	}
+	if one == two && (c.Place(path) == path) == (c.Place(target) == target) {
+		return nil
+	}
+	return &finding.Failure{Findings: finding.List{{
+		Severity: finding.Error, Message: fmt.Sprintf("%s cannot be made a hard link to %s by the Salt container: they lie in two of its mounts", path, target),
+		Hint: "make it a symbolic link, or let this host set kind = \"native\" under [engine] in config.toml",
+	}}}
 }
 
 // follow looks for the first symbolic link above at, below the mounted dir, and

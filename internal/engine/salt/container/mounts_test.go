@@ -78,6 +78,28 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+func TestHardLinks(t *testing.T) {
+	for _, test := range []struct {
+		path, target string
+		ok           bool
+	}{
+		{"/etc/a", "/etc/b", true},
+		{"/opt/a", "/opt/app/b", true},
+		{"/etc/hosts", "/etc/hostname", true},
+		{"/opt/a", "/srv/b", false},
+		{"/etc/a", "/var/b", false},
+		{"/etc/a", "/etc/hosts", false},
+		{"/opt/a", "/usr/bin/b", false},
+	} {
+		call := salt.Call{Folder: "/run/reconf-pull/salt", Writes: []string{test.path}, Links: [][2]string{{test.path, test.target}}}
+		_, err := (&Caller{}).mounts(call)
+		var refused *finding.Failure
+		if test.ok != (err == nil) || err != nil && !errors.As(err, &refused) {
+			t.Errorf("%s as a hard link to %s: %v", test.path, test.target, err)
+		}
+	}
+}
+
 // A migration may write anywhere.
 func TestMountsOfMigrations(t *testing.T) {
 	folder := t.TempDir()
