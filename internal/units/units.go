@@ -234,7 +234,8 @@ func (d *decision) kind(touch service.Touch) systemd.Kind {
 		return ""
 	}
 	if is.InvocationID != was.InvocationID && is.Active() {
-		return "" // an earlier run of this change got to it
+		// An earlier run of this change got to it, and may not have seen how it went.
+		return waitedFor(is)
 	}
 	switch {
 	case was.Active() && touch.Action == service.Restart:
@@ -244,6 +245,15 @@ func (d *decision) kind(touch service.Touch) systemd.Kind {
 	case was.Active() || is.Active():
 		return ""
 	case startsByItself(is) || is.Wanted:
+		return systemd.Start
+	}
+	return ""
+}
+
+// waitedFor is the job that only waits: systemd has that of a unit which is
+// being started already.
+func waitedFor(s systemd.UnitState) systemd.Kind {
+	if s.ActiveState == "activating" {
 		return systemd.Start
 	}
 	return ""
@@ -262,7 +272,7 @@ func (d *decision) byEnablement(p *plan.Plan) []systemd.Job {
 		is := d.now[u.Name]
 		switch {
 		case service.Template(u.Name) || service.Own(u.Name) || is.LoadState != "loaded":
-		case u.Enable && !touched && !is.Active():
+		case u.Enable && !touched && (!is.Active() || waitedFor(is) != ""):
 			jobs = append(jobs, systemd.Job{Unit: u.Name, Kind: systemd.Start})
 		case !u.Enable && is.Active():
 			jobs = append(jobs, systemd.Job{Unit: u.Name, Kind: systemd.Stop})
