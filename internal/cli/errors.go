@@ -46,6 +46,7 @@ func statusOf(err error) int {
 		exit    exitStatus
 		service *serviceError
 		usage   *usageError
+		timeout *timeoutError
 		busy    *state.BusyError
 		conf    *config.Error
 		step    *pipeline.StepError
@@ -77,7 +78,7 @@ func statusOf(err error) int {
 		return exitConfig
 	case errors.Is(err, state.ErrUnreadable), strings.HasPrefix(err.Error(), "internal error"):
 		return exitSoftware
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.Is(err, source.ErrLocal):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.As(err, &timeout), errors.Is(err, source.ErrLocal):
 		return exitFailure
 	case errors.As(err, &noHost), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput

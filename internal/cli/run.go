@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -62,7 +63,6 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		}
 	}
 	r.Announce = func(p *reconcile.Proposal) {
-		systemd.Notify("STATUS=applying " + p.Revision.Commit)
 		if a.json {
 			return
 		}
@@ -77,7 +77,7 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		}
 	}
 	systemd.Notify("STATUS=checking the fleet repo")
-	out, err := r.Run(ctx)
+	out, err := limited(ctx, m, r)
 	if err != nil {
 		return err
 	}
@@ -91,6 +91,37 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		return out.Aside // one document: what went wrong is in it
 	}
 	return errors.Join(a.print(outcome(out)), out.Aside)
+}
+
+// limited is a run that ends in time.
+func limited(ctx context.Context, m *machine, r *reconcile.Reconciler) (reconcile.Outcome, error) {
+	limit := time.Duration(m.config.Run.Timeout)
+	within, cancel := context.WithTimeoutCause(ctx, limit, &timeoutError{limit: limit})
+	defer cancel()
+	out, err := r.Run(within)
+	if err == nil || within.Err() == nil || ctx.Err() != nil {
+		return out, err
+	}
+	var step *pipeline.StepError
+	if !errors.As(err, &step) {
+		return out, &timeoutError{limit: limit, err: err}
+	}
+	r.Update.CutOff(ctx, step)
+	return out, err
+}
+
+// timeoutError is a run that has used up its time; err is what it did then.
+type timeoutError struct {
+	limit time.Duration
+	err   error
+}
+
+func (e *timeoutError) Error() string {
+	text := fmt.Sprintf("run.timeout of %s is over", e.limit)
+	if e.err != nil {
+		text += ": " + e.err.Error()
+	}
+	return text
 }
 
 // outcome is the one line that a run ends with.

@@ -204,6 +204,12 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 	}
 	u.Hooks = func(dir string) update.Hooks { return scripts(m, dir) }
 	u.Inhibit = inhibit
+	u.Doing = func(step string) {
+		if st.Change != nil {
+			step = fmt.Sprintf("%s of change %s to %.12s", step, st.Change.ID, st.Change.Commit)
+		}
+		systemd.Notify("STATUS=" + step)
+	}
 	u.Rebooting = update.Rebooting{
 		Machine: &rebooter{host: m.host, command: m.config.Reboot.Command}, Windows: m.config.Reboot.Windows,
 		Timeout: time.Duration(m.config.Reboot.Timeout), Paths: m.config.RebootPaths(), Always: m.config.Reboot.WithoutScripts == "always",

@@ -31,6 +31,7 @@ type Config struct {
 	Apply     Apply     `toml:"apply"`
 	Drift     Drift     `toml:"drift"`
 	Retry     Retry     `toml:"retry"`
+	Run       Run       `toml:"run"`
 	Engine    Engine    `toml:"engine"`
 	Reboot    Reboot    `toml:"reboot"`
 	Lock      Lock      `toml:"lock"`
@@ -96,6 +97,11 @@ type Health struct {
 	Source string `toml:"source"`
 }
 
+// Run bounds a whole run. What is over then is gone on with by the next one.
+type Run struct {
+	Timeout Duration `toml:"timeout"`
+}
+
 // Retry bounds how often a step is begun, and how soon again.
 type Retry struct {
 	Attempts int      `toml:"attempts"`
@@ -145,6 +151,7 @@ func Default() Config {
 		Drift:     Drift{Mode: "report"},
 		Retry:     Retry{Attempts: 3, Backoff: Duration(time.Minute)},
 		Reboot:    Reboot{Timeout: Duration(10 * time.Minute), WithoutScripts: "never"},
+		Run:       Run{Timeout: Duration(time.Hour)},
 		Engine:    Engine{Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
 		Lock:      Lock{Kind: lock.NoLock},
 		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
@@ -214,6 +221,13 @@ func (c *Config) check(path string, data []byte) finding.List {
 	}
 	if !filepath.IsAbs(c.Engine.Container.File) {
 		bad("engine.container.file must be an absolute path", "engine", "container", "file")
+	}
+	if c.Run.Timeout <= 0 {
+		bad("run.timeout must be longer than 0", "run", "timeout")
+	}
+	// What comes after it has to fit into TimeoutStartSec= of reconf-pull.service.
+	if c.Run.Timeout > Duration(20*time.Hour) {
+		bad("run.timeout must not be longer than 20h", "run", "timeout")
 	}
 	if c.Retry.Attempts < 1 {
 		bad("retry.attempts must be at least 1", "retry", "attempts")

@@ -40,6 +40,7 @@ func TestDefaults(t *testing.T) {
 		Retry:     config.Retry{Attempts: 3, Backoff: config.Duration(time.Minute)},
 		Reboot:    config.Reboot{Windows: nil, Timeout: config.Duration(10 * time.Minute), Paths: nil, WithoutScripts: "never", Command: nil},
 		Lock:      config.Lock{Kind: "none"},
+		Run:       config.Run{Timeout: config.Duration(time.Hour)},
 		Engine:    config.Engine{Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
 		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
 		Health:    config.Health{Source: "auto"},
@@ -103,6 +104,8 @@ kind = "none"
 file = "/f"
 base = "b"
 image = "i"
+[run]
+timeout = "20m"
 [hooks]
 timeout = "30s"
 [health]
@@ -131,6 +134,7 @@ run = ["/usr/bin/other", "--now"]
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
 		Drift:     config.Drift{Mode: "correct"},
 		Retry:     config.Retry{Attempts: 5, Backoff: 0},
+		Run:       config.Run{Timeout: config.Duration(20 * time.Minute)},
 		Reboot: config.Reboot{
 			Windows: windows(t, "Sat,Sun 02:00-05:00 Europe/Berlin", "23:00-01:00"), Timeout: config.Duration(20 * time.Minute),
 			Paths: []string{"/etc/default/grub", "/etc/modprobe.d/**"}, WithoutScripts: "always", Command: []string{"systemctl", "kexec"},
@@ -201,6 +205,8 @@ func TestErrors(t *testing.T) {
 		"drift mode":          {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
 		"on_failure":          {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
 		"no Containerfile":    {"[engine.container]\nfile = 'Containerfile'", "engine.container.file must be an absolute path", "", 2},
+		"no time to run":      {"[run]\ntimeout = \"0s\"", "run.timeout must be longer than 0", "", 2},
+		"days":                {"[run]\ntimeout = \"48h\"", "run.timeout must not be longer than 20h", "", 2},
 		"never tried":         {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
 		"no patience":         {"[retry]\nbackoff = '-1s'", "retry.backoff must not be negative", "", 2},
 		"a window":            {"[reboot]\nwindows = ['Sat 2-5']", `window "Sat 2-5": no time: write it as 02:00-05:00`, "", 2},

@@ -73,6 +73,8 @@ type Runner struct {
 	Now    func() time.Time
 	BootID string
 	Log    logrus.FieldLogger
+	// Doing is told the name of each step that is run; it may be nil.
+	Doing func(step string)
 }
 
 // Begin gives the change the records of its steps, the first one that has
@@ -180,6 +182,9 @@ func (r *Runner) begin(task *state.Task) {
 func (r *Runner) run(ctx context.Context, task *state.Task, step Step) error {
 	log := r.Log.WithField("step", step.Name())
 	log.Debug("started")
+	if r.Doing != nil {
+		r.Doing(step.Name())
+	}
 	err := step.Run(ctx)
 	var (
 		skip *Skip
@@ -199,6 +204,12 @@ func (r *Runner) run(ctx context.Context, task *state.Task, step Step) error {
 		return nil
 	case ctx.Err() != nil && task.Status == state.Wait:
 		return ctx.Err()
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		// The run has used up its time: the step stays doing and is gone on with, and
+		// the attempt counts, so that one which never ends is not begun for ever.
+		err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		task.Detail = err.Error()
+		return errors.Join(&StepError{Step: step.Name(), Err: err}, r.Save())
 	case ctx.Err() != nil:
 		// Ended from outside: the step stays doing and the attempt is given back.
 		task.Attempts--

@@ -24,7 +24,7 @@ type step struct {
 func (s step) Name() string              { return s.name }
 func (s step) Run(context.Context) error { return s.run() }
 
-var errStep, errSave, errAsk, errWait = errors.New("step"), errors.New("save"), errors.New("ask"), errors.New("wait")
+var errStep, errSave, errAsk, errWait, errLate = errors.New("step"), errors.New("save"), errors.New("ask"), errors.New("wait"), errors.New("late")
 
 // idle is a step that knows that it has nothing to do.
 type idle struct{ step }
@@ -34,7 +34,7 @@ func (idle) Idle() string { return "nothing is due" }
 // TestRun: (tasks, boot id, step results) to (tasks, what was saved when, error).
 // A task is its status, starts, and of one that waits the boot and how often a
 // reboot was asked for. Results are, per step: ok, skip, idle, fail, end (the
-// context ends while it runs), ask, asked (the reboot ends the run at once),
+// context ends while it runs), late (its time does), ask, asked (the reboot ends the run at once),
 // deaf (asking fails), wait (nothing new).
 func TestRun(t *testing.T) {
 	for _, c := range []struct {
@@ -57,6 +57,7 @@ func TestRun(t *testing.T) {
 		{"idle, but begun before", "done:1 doing:1 todo:0", false, "ok idle ok", 0, "done:1 done:2 done:1", "save b save c", nil},
 		{"fails", "doing:1 todo:0 todo:0", true, "ok fail ok", 0, "done:1 error:1 todo:0", "a save b save", errStep},
 		{"ended", "doing:1 todo:0 todo:0", true, "ok end ok", 0, "done:1 doing:0 todo:0", "a save b save", context.Canceled},
+		{"out of time", "doing:1 todo:0 todo:0", true, "ok late ok", 0, "done:1 doing:1 todo:0", "a save b save", errLate},
 		{"the first save fails", "doing:1 todo:0 todo:0", false, "ok ok ok", 1, "doing:2 todo:0 todo:0", "save", errSave},
 		{"a later save fails", "doing:1 todo:0 todo:0", true, "ok ok ok", 1, "done:1 doing:1 todo:0", "a save", errSave},
 		{"the save of a failure fails", "doing:1 todo:0 todo:0", true, "fail ok ok", 1, "error:1 todo:0 todo:0", "a save", errStep},
@@ -79,6 +80,10 @@ func TestRun(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
+			if strings.Contains(c.results, "late") {
+				ctx, cancel = context.WithTimeoutCause(ctx, 50*time.Millisecond, errLate)
+				defer cancel()
+			}
 			var log []string
 			change := &state.Change{ID: "1"}
 			var steps []pipeline.Step
@@ -126,6 +131,9 @@ func TestRun(t *testing.T) {
 							return nil
 						}
 						return wait
+					case "late":
+						<-ctx.Done()
+						return fmt.Errorf("stopped: %w", ctx.Err())
 					}
 					return nil
 				}}
@@ -154,7 +162,7 @@ func TestRun(t *testing.T) {
 			if !errors.Is(err, c.err) {
 				t.Errorf("err = %v, want %v", err, c.err)
 			}
-			if errors.As(err, &failed) != errors.Is(c.err, errStep) {
+			if errors.As(err, &failed) != (errors.Is(c.err, errStep) || errors.Is(c.err, errLate)) {
 				t.Errorf("err = %v: a step's error, and no other, is a StepError", err)
 			}
 			var got []string

@@ -204,6 +204,21 @@ func (u *Update) failedHook(ctx context.Context, change *state.Change, job *engi
 	}
 }
 
+// CutOff tells error.d of the step that the run's time limit has cut off: the
+// scripts get time of their own.
+func (u *Update) CutOff(ctx context.Context, failed *pipeline.StepError) {
+	change := u.State.Change
+	if change == nil {
+		return
+	}
+	job, err := readJob(change.ID, u.dir(change.ID))
+	if err != nil {
+		u.Log.Warnf("error.d: %v", err)
+		return
+	}
+	u.failedHook(ctx, change, job, failed)
+}
+
 // retried are the steps that are begun again by later runs before they count
 // as failed for good: what they wait for may come.
 var retried = []string{"pre-update", "pre-configure", "update", "post-update"}

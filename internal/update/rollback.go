@@ -210,7 +210,11 @@ func (u *Update) exhausted(tasks []state.Task) *pipeline.StepError {
 	for i := range tasks {
 		task := &tasks[i]
 		if task.Status == state.Doing && u.MaxAttempts > 0 && task.Attempts >= u.MaxAttempts {
-			return &pipeline.StepError{Step: task.Name, Err: fmt.Errorf("begun %d times, and the machine or the run died every time", task.Attempts)}
+			died := fmt.Errorf("begun %d times, and the machine or the run died every time", task.Attempts)
+			if task.Detail != "" { // of the last time
+				died = fmt.Errorf("begun %d times, and cut off every time: %s", task.Attempts, task.Detail)
+			}
+			return &pipeline.StepError{Step: task.Name, Err: died}
 		}
 	}
 	return nil

@@ -89,6 +89,8 @@ type Update struct {
 	Broken error
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
 	KeepFailed bool
+	// Doing is told the present step; it may be nil.
+	Doing func(step string)
 
 	inhibitor io.Closer
 }
@@ -619,6 +621,7 @@ func (u *Update) runner(change *state.Change) *pipeline.Runner {
 	return &pipeline.Runner{
 		Save: func() error { return state.Save(u.Dirs, u.State) },
 		Now:  u.Host.Now, BootID: u.bootID(), Log: u.Log.WithField("change", change.ID),
+		Doing: u.Doing,
 	}
 }
 
