@@ -18,7 +18,7 @@ const module = "github.com/reconf-pull/reconf-pull/internal/"
 var layers = []string{
 	"cli", "report", "reconcile", "units", "engine/salt/container", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
 	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "disk",
-	"source/gogit", "source/checkout", "source", "host", "run", "logging", "tomlfile", "finding", "atomicfile", "version",
+	"source/gogit", "source/checkout", "source", "host", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
 }
 
 // importers are the packages that alone may import a third-party module.

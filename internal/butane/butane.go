@@ -46,12 +46,13 @@ type Config struct {
 	merged   []Config        // what it was merged from, in order; nil: it was not
 }
 
-// Translate runs Butane and Ignition's parser over one document. filesDir is
-// the directory that an Exporter filled. Unknown keys are errors when strict.
+// Translate runs Butane and Ignition's parser over one document; written is the
+// template that it was made from, or nil. filesDir is the directory that an
+// Exporter filled. Unknown keys are errors when strict.
 // The config is of use when no finding is an error.
-func Translate(layer string, data []byte, filesDir string, strict bool) (Config, finding.List) {
+func Translate(layer string, data []byte, written *Written, filesDir string, strict bool) (Config, finding.List) {
 	c := Config{Layer: layer, strict: strict}
-	d, err := parse(layer, data)
+	d, err := parse(layer, data, written)
 	c.docs = map[string]*document{layer: d}
 	if err != nil {
 		return c, d.yamlFindings(err)

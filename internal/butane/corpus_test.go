@@ -34,7 +34,7 @@ func TestCorpus(t *testing.T) {
 			t.Fatal(err)
 		}
 		layer := filepath.Base(name)
-		refs, err := butane.References(layer, data)
+		refs, err := butane.References(layer, data, nil)
 		if err != nil {
 			t.Errorf("%s: %v", layer, err)
 			continue
@@ -55,7 +55,7 @@ func TestCorpus(t *testing.T) {
 			}
 			continue
 		}
-		cfg, list := butane.Translate(layer, data, filesDir, true)
+		cfg, list := butane.Translate(layer, data, nil, filesDir, true)
 		if errs := list.Errors(); len(errs) > 0 {
 			t.Errorf("%s:\n%s", layer, show(errs))
 			continue

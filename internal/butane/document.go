@@ -25,18 +25,31 @@ const maxNodes = 500_000
 // Its nodes keep the lines that they were written on, which Butane's own
 // report loses behind an alias.
 type document struct {
-	file   string
-	lines  []string
-	root   *yaml.Node // nil: the document is empty
-	source []byte     // what Butane is given
-	hidden map[int]bool
+	file    string
+	lines   []string
+	root    *yaml.Node // nil: the document is empty
+	source  []byte     // what Butane is given
+	hidden  map[int]bool
+	written *Written // nil: it stands in its file as it is
+	shown   []string // the lines of its file
+	secret  map[int]bool
+}
+
+// Written is the template that a document was made from: positions and excerpts
+// are those of its file.
+type Written struct {
+	Text []byte
+	// At is the place in Text that a place of the document comes from; a column
+	// of 0 stays 0.
+	At func(line, column int) (int, int)
 }
 
 // parse reads the first YAML document of data. The error is in yaml.v3's words.
-func parse(file string, data []byte) (*document, error) {
-	d := &document{file: file, source: data}
-	for line := range strings.SplitSeq(string(data), "\n") {
-		d.lines = append(d.lines, strings.TrimSuffix(line, "\r"))
+func parse(file string, data []byte, written *Written) (*document, error) {
+	d := &document{file: file, source: data, lines: linesOf(data), written: written}
+	d.shown = d.lines
+	if written != nil {
+		d.shown = linesOf(written.Text)
 	}
 	var top yaml.Node
 	if err := yaml.Unmarshal(data, &top); err != nil {
@@ -56,6 +69,14 @@ func parse(file string, data []byte) (*document, error) {
 		d.source = respell(root, data)
 	}
 	return d, nil
+}
+
+func linesOf(data []byte) []string {
+	var lines []string
+	for line := range strings.SplitSeq(string(data), "\n") {
+		lines = append(lines, strings.TrimSuffix(line, "\r"))
+	}
+	return lines
 }
 
 // respell writes the expanded document for Butane, whose check for unknown keys
@@ -261,14 +282,22 @@ func (d *document) put(pos *finding.Position, n *yaml.Node) {
 		}
 		pos.Column = column + 1
 	}
+	d.locate(pos)
 }
 
-// excerpt is the line that pos names, unless contents stand on it.
+// locate turns a place of the document into one of its file.
+func (d *document) locate(pos *finding.Position) {
+	if d.written != nil && pos.Line > 0 {
+		pos.Line, pos.Column = d.written.At(pos.Line, pos.Column)
+	}
+}
+
+// excerpt is the line of the file that pos names, unless contents stand on it.
 func (d *document) excerpt(pos finding.Position) string {
-	if d.root == nil || pos.Line < 1 || pos.Line > len(d.lines) || d.hidden[pos.Line] {
+	if d.root == nil || pos.Line < 1 || pos.Line > len(d.shown) || d.secret[pos.Line] {
 		return ""
 	}
-	return d.lines[pos.Line-1]
+	return d.shown[pos.Line-1]
 }
 
 // secret are the keys whose scalar values are, or may be, the contents of a
@@ -326,6 +355,22 @@ func (d *document) hide() {
 		for line := m.line; line < end; line++ {
 			d.hidden[line] = true
 		}
+	}
+	d.secret = d.hidden
+	if d.written == nil {
+		return
+	}
+	d.secret = map[int]bool{}
+	for line := range d.hidden {
+		if line > len(d.lines) {
+			continue
+		}
+		first, _ := d.written.At(line, 1)
+		last, _ := d.written.At(line, max(len(d.lines[line-1]), 1))
+		for ; first <= last; first++ {
+			d.secret[first] = true
+		}
+		d.secret[last] = true
 	}
 }
 
@@ -390,11 +435,13 @@ func (d *document) yamlFindings(err error) finding.List {
 		if d.root == nil || d.hidden[pos.Line] {
 			msg = quoted.ReplaceAllString(msg, "$1")
 		}
+		hint := d.tabHint(pos.Line)
+		d.locate(&pos)
 		list = append(list, finding.Finding{
 			Severity: finding.Error,
 			Position: pos,
 			Message:  "YAML: " + clean(strings.TrimPrefix(msg, "yaml: "), ""),
-			Hint:     d.tabHint(pos.Line),
+			Hint:     hint,
 			Excerpt:  d.excerpt(pos),
 		})
 	}

@@ -66,7 +66,7 @@ func (e *Exporter) Export(refs []Reference) (finding.List, error) {
 		return nil, err
 	}
 	defer root.Close()
-	x := &export{Exporter: e, root: root, text: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
+	x := &export{Exporter: e, root: root, text: map[string]bool{}, expanded: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
 	if len(refs) > maxEntries {
 		last := refs[maxEntries]
 		return finding.List{{
@@ -78,6 +78,9 @@ func (e *Exporter) Export(refs []Reference) (finding.List, error) {
 	for _, ref := range refs {
 		if ref.Kind == Text || x.expands(ref) {
 			x.text[path.Clean(ref.Path)] = true
+		}
+		if x.expands(ref) {
+			x.expanded[path.Clean(ref.Path)] = true
 		}
 	}
 	for _, ref := range refs {
@@ -98,6 +101,7 @@ type export struct {
 	*Exporter
 	root     *os.Root
 	text     map[string]bool // wanted as text by some reference, relative to the files-dir
+	expanded map[string]bool // a template to some reference
 	done     map[string]bool
 	folders  map[string]bool // made below root
 	symlinks []symlink
@@ -211,6 +215,10 @@ func (x *export) elsewhere(ref Reference, name string) string {
 
 // blob writes one file: real text, or a placeholder.
 func (x *export) blob(ref Reference, entry source.Entry, name string) error {
+	if ref.Kind == Tree && x.expanded[name] {
+		x.refuse(ref, "keep the template outside of the folder", "%s is a template of another reference, and is not expanded in a tree", entry.Path)
+		return nil
+	}
 	if x.done[name] {
 		return nil
 	}

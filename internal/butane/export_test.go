@@ -153,7 +153,7 @@ systemd:
     - name: a.service
       contents_local: tree/out/new
 `
-	refs, err := butane.References("web1.bu", []byte(layer))
+	refs, err := butane.References("web1.bu", []byte(layer), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ systemd:
 	if len(list) != 2 {
 		t.Errorf("findings:\n%s", show(list))
 	}
-	cfg, said := butane.Translate("web1.bu", []byte(layer), e.Dir, true)
+	cfg, said := butane.Translate("web1.bu", []byte(layer), nil, e.Dir, true)
 	if text := fmt.Sprintf("%+v %s", cfg.Ignition, show(said)); strings.Contains(text, "hunter2") {
 		t.Errorf("a file of the host was read: %s", text)
 	}

@@ -38,7 +38,7 @@ func seeds(f *testing.F) {
 func FuzzReferences(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		refs, err := butane.References("x.bu", data)
+		refs, err := butane.References("x.bu", data, nil)
 		if err != nil && len(refs) > 0 {
 			t.Error("references beside an error")
 		}
@@ -47,7 +47,7 @@ func FuzzReferences(f *testing.F) {
 				t.Errorf("a reference without a place: %+v", ref)
 			}
 		}
-		again, _ := butane.References("x.bu", data)
+		again, _ := butane.References("x.bu", data, nil)
 		if diff := cmp.Diff(refs, again); diff != "" {
 			t.Errorf("the same document gives other references:\n%s", diff)
 		}
@@ -65,7 +65,7 @@ func FuzzTranslate(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		translate := func() (desired.State, string) {
-			cfg, list := butane.Translate("x.bu", data, dir, true)
+			cfg, list := butane.Translate("x.bu", data, nil, dir, true)
 			merged, more := butane.Merge([]butane.Config{cfg}, nil)
 			list = append(list, more...)
 			if len(list.Errors()) > 0 {

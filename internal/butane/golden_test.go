@@ -3,6 +3,7 @@ package butane_test
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/sourcetest"
 )
@@ -26,7 +28,8 @@ import (
 var update = flag.Bool("update", false, "rewrite the want sections of testdata/translate")
 
 // TestGolden runs every case of testdata/translate. The .bu files of an archive
-// are the layers, in order; https/<host>/<path> is what that address serves; the
+// are the layers, in order; of one with a fleet.toml they are those of the host
+// web1. https/<host>/<path> is what that address serves; the
 // rest are files of the fleet repo. Lines of the archive's comment say what txtar
 // cannot hold:
 //
@@ -70,8 +73,9 @@ func TestGolden(t *testing.T) {
 }
 
 type layerFile struct {
-	name string
-	data []byte
+	name    string
+	data    []byte
+	written *butane.Written
 }
 
 type goldenCase struct {
@@ -136,7 +140,10 @@ func parseCase(t *testing.T, archive *txtar.Archive) *goldenCase {
 		case name == "want":
 			c.want = string(data)
 		case strings.HasSuffix(name, ".bu"):
-			c.layers = append(c.layers, layerFile{name, data})
+			c.layers = append(c.layers, layerFile{name: name, data: data})
+			if _, ok := files["fleet.toml"]; ok {
+				c.repo[name] = sourcetest.File{Data: string(data)}
+			}
 		case strings.HasPrefix(name, "https/"):
 			c.remote["https://"+strings.TrimPrefix(name, "https/")] = data
 		default:
@@ -156,26 +163,54 @@ func (c *goldenCase) setWant(archive *txtar.Archive, got string) {
 	archive.Files = append(archive.Files, txtar.File{Name: "want", Data: []byte(got)})
 }
 
+// host reads the layers of web1, where there is a fleet.toml.
+func (c *goldenCase) host(t *testing.T) (finding.List, func(string, []byte) ([]byte, error)) {
+	t.Helper()
+	if _, ok := c.repo["fleet.toml"]; !ok {
+		return nil, nil
+	}
+	r, err := fleet.Open(sourcetest.New(c.repo))
+	var h *fleet.HostConfig
+	if err == nil {
+		h, err = r.Host(fleet.Machine{Names: []string{"web1"}})
+	}
+	c.layers = nil
+	var bad *finding.Failure
+	if errors.As(err, &bad) {
+		return bad.Findings, nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.filesDir = h.FilesDir
+	for _, layer := range h.Layers {
+		for _, d := range layer.Documents {
+			c.layers = append(c.layers, layerFile{d.Entry.Path, d.Data, d.Written})
+		}
+	}
+	return nil, h.Expand
+}
+
 // run takes the way of the agent: references, export, translation, merge.
 func (c *goldenCase) run(t *testing.T) string {
 	t.Helper()
 	const nonce = "6d2f"
-	var list finding.List
+	list, expand := c.host(t)
 	var refs []butane.Reference
 	for _, layer := range c.layers {
-		found, err := butane.References(layer.name, layer.data)
+		found, err := butane.References(layer.name, layer.data, layer.written)
 		if err == nil {
 			refs = append(refs, found...)
 		}
 	}
-	e := butane.Exporter{Tree: sourcetest.New(c.repo), FilesDir: c.filesDir, Dir: t.TempDir(), Nonce: nonce}
+	e := butane.Exporter{Tree: sourcetest.New(c.repo), FilesDir: c.filesDir, Dir: t.TempDir(), Nonce: nonce, Expand: expand}
 	exported, err := e.Export(refs)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var layers []butane.Config
 	for _, layer := range c.layers {
-		cfg, found := butane.Translate(layer.name, layer.data, e.Dir, c.strict)
+		cfg, found := butane.Translate(layer.name, layer.data, layer.written, e.Dir, c.strict)
 		var refused finding.List
 		for _, f := range exported {
 			if f.File == layer.name {

@@ -156,7 +156,7 @@ func (r *rendering) read(ref types.Resource) ([]byte, bool) {
 // without local files.
 func (r *rendering) parse(raw []byte) (types.Config, bool) {
 	if trimmed := bytes.TrimSpace(raw); len(trimmed) > 0 && trimmed[0] != '{' {
-		cfg, list := Translate("", raw, "", r.layer.strict)
+		cfg, list := Translate("", raw, nil, "", r.layer.strict)
 		for _, f := range list {
 			r.inner(f.Severity, f.Line, f.Field, f.Message, f.Hint)
 		}

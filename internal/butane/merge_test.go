@@ -15,7 +15,7 @@ import (
 
 func translate(t *testing.T, layer, doc string) butane.Config {
 	t.Helper()
-	cfg, list := butane.Translate(layer, []byte(doc), t.TempDir(), true)
+	cfg, list := butane.Translate(layer, []byte(doc), nil, t.TempDir(), true)
 	if len(list.Errors()) > 0 {
 		t.Fatalf("%s:\n%s", layer, show(list))
 	}
@@ -103,7 +103,7 @@ func BenchmarkTranslate(b *testing.B) {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			b.Fatal(err)
 		}
-		refs, err := butane.References("web1.bu", layer)
+		refs, err := butane.References("web1.bu", layer, nil)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -111,7 +111,7 @@ func BenchmarkTranslate(b *testing.B) {
 		if list, err := e.Export(refs); err != nil || len(list) > 0 {
 			b.Fatal(err, list)
 		}
-		cfg, list := butane.Translate("web1.bu", layer, dir, true)
+		cfg, list := butane.Translate("web1.bu", layer, nil, dir, true)
 		merged, more := butane.Merge([]butane.Config{cfg}, nil)
 		state, most := desired.Translate(merged.Ignition, merged, butane.Blobs("n"))
 		if len(list)+len(more)+len(most) > 0 || len(state.Files) != 2000 {

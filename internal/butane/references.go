@@ -62,11 +62,11 @@ var referenceFields = []struct {
 }
 
 // References finds every local file that a Butane document names, in the order
-// of the document. Of a
+// of the document; written is the template that it was made from, or nil. Of a
 // document that is not YAML it knows none: the error, a finding.List, is the
 // same that Translate reports.
-func References(layer string, data []byte) ([]Reference, error) {
-	d, err := parse(layer, data)
+func References(layer string, data []byte, written *Written) ([]Reference, error) {
+	d, err := parse(layer, data, written)
 	if err != nil {
 		return nil, &finding.Failure{Findings: d.yamlFindings(err)}
 	}

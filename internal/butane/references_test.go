@@ -109,7 +109,7 @@ systemd:
       dropins:
         - name: a.conf
           contents_local: 5
-`))
+`), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestReferencesBroken(t *testing.T) {
 		"no alias":    "a: *b",
 		"merged self": "a: &a\n  <<: *a",
 	} {
-		refs, err := References("x.bu", []byte(doc))
+		refs, err := References("x.bu", []byte(doc), nil)
 		if err == nil || len(refs) > 0 {
 			t.Errorf("%s: %v, %v", name, refs, err)
 			continue
@@ -156,7 +156,7 @@ func TestReferencesBroken(t *testing.T) {
 		if !strings.HasPrefix(err.Error(), "x.bu:") {
 			t.Errorf("%s: no line: %v", name, err)
 		}
-		cfg, list := Translate("x.bu", []byte(doc), "", true)
+		cfg, list := Translate("x.bu", []byte(doc), nil, "", true)
 		if len(list.Errors()) == 0 || cfg.Layer != "x.bu" {
 			t.Errorf("%s: Translate finds nothing", name)
 		}
@@ -185,7 +185,7 @@ func TestMergeKeys(t *testing.T) {
 		"a: &a ~\nb: *a\nc: \"<<\"",
 		"a: &a \"tab\\t \\u263a \\\"quoted\\\" \\x01\"\nb: *a",
 	} {
-		d, err := parse("x", []byte(doc))
+		d, err := parse("x", []byte(doc), nil)
 		if err != nil {
 			t.Errorf("%q: %v", doc, err)
 			continue
@@ -239,7 +239,7 @@ systemd:
         - contents: hunter2
           name: a.conf
 `
-	d, err := parse("x", []byte(doc))
+	d, err := parse("x", []byte(doc), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ systemd:
 }
 
 func TestColumnCountsBytes(t *testing.T) {
-	d, err := parse("x", []byte("{ключ: значение, b: {c: 1}}"))
+	d, err := parse("x", []byte("{ключ: значение, b: {c: 1}}"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,6 +218,8 @@ var (
 	missing = regexp.MustCompile(`^map has no entry for key "(.*)"$`)
 	// noTable is how it says that what stands before the last dot has no keys.
 	noTable = regexp.MustCompile(`^(?:can't evaluate field|nil pointer evaluating interface {}\.) ?(\w+).*$`)
+	// started is where an action began that does not end.
+	started = regexp.MustCompile(` started at ` + regexp.QuoteMeta(called) + `:(\d+)`)
 	// calling stands before the error of a function.
 	calling = regexp.MustCompile(`^error calling \w+: `)
 )
@@ -233,6 +235,10 @@ func (t *Template) saidOf(err error, vars map[string]any) error {
 		if m[2] != "" {
 			pos.Column, _ = strconv.Atoi(m[2])
 			pos.Column++
+		}
+		if begun := started.FindStringSubmatch(m[4]); begun != nil {
+			pos.Line, _ = strconv.Atoi(begun[1])
+			m[4] = started.ReplaceAllString(m[4], "")
 		}
 		text = calling.ReplaceAllString(m[4], "")
 		text = noTable.ReplaceAllString(text, "there is no $1 in what is no table")

@@ -81,6 +81,7 @@ func TestErrors(t *testing.T) {
 		{"{{.host}}", "a.tmpl:1:3: there is no value host for this host (did you mean Host?)"},
 		{`x {{index .Vars "prot"}}`, "a.tmpl:1:5: there is no"},
 		{"a\n\t{{.Vars.port", "a.tmpl:2: unclosed action"},
+		{"a\n{{.Vars.port\n\n", "a.tmpl:2: unclosed action"},
 		{"{{if}}x{{end}}", "a.tmpl:1: missing value for if"},
 		{"\n{{if true}}", "a.tmpl:2: unexpected EOF"},
 		{"{{env \"HOME\"}}", `a.tmpl:1: function "env" not defined`},

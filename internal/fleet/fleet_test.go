@@ -224,7 +224,7 @@ func TestReferencesAndInputs(t *testing.T) {
 func TestUnsupported(t *testing.T) {
 	files := text("hosts/web1.bu", "hosts/web1/1.sls", "hosts/web1/state.toml", "hosts/web1/bundles/a.toml", "hosts/web1/README",
 		"bundles/x.toml", "hosts/web2/hooks/update.d/x", "groups/common/a.bu")
-	files["hosts/web1.bu"] = sourcetest.File{Data: empty + "storage:\n  files:\n  - path: /a\n    contents: {local: a.tmpl}\n  - path: /b\n    contents: {local: b.age}\n"}
+	files["hosts/web1.bu"] = sourcetest.File{Data: empty + "storage:\n  files:\n  - path: /a\n    contents: {local: b.age}\n"}
 	h := mustHost(t, files, "web1")
 	var got []string
 	for _, f := range h.Unsupported {
@@ -234,8 +234,7 @@ func TestUnsupported(t *testing.T) {
 		"hosts/web1/1.sls: migrations are not supported yet",
 		"hosts/web1/bundles: container bundles are not supported yet",
 		"hosts/web1/state.toml: state paths are not supported yet",
-		"hosts/web1.bu:6:23: a.tmpl: templates are not supported yet",
-		"hosts/web1.bu:8:23: b.age: encrypted files are not supported yet",
+		"hosts/web1.bu:6:23: b.age: encrypted files are not supported yet",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

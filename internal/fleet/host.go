@@ -33,7 +33,9 @@ type Facts struct {
 // Document is one Butane file.
 type Document struct {
 	Entry source.Entry
-	Data  []byte
+	Data  []byte // expanded, when it is a template
+	// Written is the template that Data was made from; nil when it is none.
+	Written *butane.Written
 }
 
 // Layer is what is merged as one: a .bu file, or a folder with several in byte
@@ -71,6 +73,8 @@ type HostConfig struct {
 	// release knows nothing of it, or it cannot be used where it lies. The caller
 	// refuses to apply it.
 	Unsupported finding.List
+	// Expand is for butane.Exporter: it expands a referenced template.
+	Expand func(path string, data []byte) ([]byte, error)
 
 	machineID string
 }
@@ -246,7 +250,8 @@ func (c candidate) host() string {
 	if c.folder {
 		return path.Base(c.path)
 	}
-	return strings.TrimSuffix(path.Base(c.path), ".bu")
+	name, _ := stem(c.path)
+	return name
 }
 
 // shared tells whether a path is a layer of a group, or has some below it.
@@ -269,8 +274,8 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 			return nil, err
 		}
 		for _, e := range list {
-			if base := path.Base(e.Path); !strings.EqualFold(base, name) && !strings.EqualFold(base, name+".bu") {
-				continue
+			if file, _ := stem(e.Path); !strings.EqualFold(file, name) && !strings.EqualFold(path.Base(e.Path), name) {
+				continue // first of all: there may be thousands
 			}
 			c, ok := r.candidate(e)
 			if !ok || !strings.EqualFold(c.host(), name) {
@@ -284,11 +289,6 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 		}
 	}
 	return found, nil
-}
-
-func isDocument(e source.Entry) bool {
-	base := path.Base(e.Path)
-	return e.Mode != source.Directory && strings.HasSuffix(base, ".bu") && base != ".bu"
 }
 
 // read reads the config of a host: the layers of its groups, then its own. A
@@ -310,12 +310,14 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 		return nil, err
 	}
 	wrong = append(wrong, list...)
+	t := newTemplates(h, m)
+	h.Expand = t.file
 	if !slices.ContainsFunc(places, func(p place) bool { return p.path == own.path }) {
 		places = append(places, place{candidate: *own})
 	}
 	var extra []Input
 	for _, p := range places {
-		layer, folder, err := r.layer(p)
+		layer, folder, err := r.layer(p, t)
 		var bad *finding.Failure
 		if errors.As(err, &bad) {
 			wrong = append(wrong, bad.Findings...)
@@ -339,10 +341,10 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 	if wrong != nil {
 		return nil, &finding.Failure{Findings: wrong}
 	}
-	if err := r.references(h); err != nil {
+	if err := r.references(h, t); err != nil {
 		return nil, err
 	}
-	h.digest(extra)
+	h.digest(append(t.inputs(), extra...))
 	return h, nil
 }
 
@@ -411,9 +413,9 @@ func belongs(e source.Entry) bool {
 	return isDocument(e) || base == "hooks" || strings.HasSuffix(base, ".sls")
 }
 
-// layer reads a layer's documents; folder is where what belongs to it besides
+// layer reads a layer's documents, and expands those that are templates; folder is where what belongs to it besides
 // them lies, "" when there is none.
-func (r *Repo) layer(p place) (layer Layer, folder string, err error) {
+func (r *Repo) layer(p place, t *templates) (layer Layer, folder string, err error) {
 	layer = Layer{Path: p.path, Group: p.group}
 	var entries []source.Entry
 	switch {
@@ -443,7 +445,10 @@ func (r *Repo) layer(p place) (layer Layer, folder string, err error) {
 	}
 	var wrong finding.List
 	for _, e := range entries {
-		data, err := r.text(e, maxLayer)
+		d := Document{Entry: e}
+		if d.Data, err = r.text(e, maxLayer); err == nil && isTemplate(e.Path) {
+			err = t.document(&d)
+		}
 		var bad *finding.Failure
 		if errors.As(err, &bad) {
 			wrong = append(wrong, bad.Findings...)
@@ -452,7 +457,7 @@ func (r *Repo) layer(p place) (layer Layer, folder string, err error) {
 		if err != nil {
 			return layer, "", err
 		}
-		layer.Documents = append(layer.Documents, Document{e, data})
+		layer.Documents = append(layer.Documents, d)
 	}
 	return layer, folder, wrong.Err()
 }
@@ -472,10 +477,10 @@ func (r *Repo) beside(file candidate) (string, error) {
 }
 
 // references finds what the layers refer to and looks it up.
-func (r *Repo) references(h *HostConfig) error {
+func (r *Repo) references(h *HostConfig, t *templates) error {
 	for _, layer := range h.Layers {
 		for _, d := range layer.Documents {
-			refs, err := butane.References(d.Entry.Path, d.Data)
+			refs, err := butane.References(d.Entry.Path, d.Data, d.Written)
 			var bad *finding.Failure
 			if errors.As(err, &bad) {
 				continue // translating finds the same again, and all the rest that is wrong
@@ -488,7 +493,11 @@ func (r *Repo) references(h *HostConfig) error {
 				if err != nil {
 					return fmt.Errorf("looking for %s (%s): %w", ref.Path, ref.Field, err)
 				}
-				h.References = append(h.References, Reference{ref, entry})
+				found := Reference{ref, entry}
+				if err := r.reference(t, found); err != nil {
+					return err
+				}
+				h.References = append(h.References, found)
 				if what := unsupportedReference(ref); what != "" {
 					h.Unsupported = append(h.Unsupported, finding.Finding{
 						Severity: finding.Error, Position: ref.Position,
@@ -501,16 +510,13 @@ func (r *Repo) references(h *HostConfig) error {
 	return nil
 }
 
-// unsupportedReference: a later release expands or decrypts these, so this one
-// must not write them to a host as they are.
+// unsupportedReference: a later release decrypts these, so this one must not
+// write them to a host as they are.
 func unsupportedReference(ref butane.Reference) string {
 	if ref.Kind == butane.Tree {
 		return ""
 	}
-	switch path.Ext(ref.Path) {
-	case ".tmpl":
-		return "templates"
-	case ".age":
+	if path.Ext(ref.Path) == ".age" {
 		return "encrypted files"
 	}
 	return ""
@@ -550,8 +556,6 @@ func (r *Repo) extras(h *HostConfig, own string) ([]Input, error) {
 			kind, what = "state", "state paths"
 		case strings.HasSuffix(base, ".sls"):
 			kind, what = "migration", "migrations"
-		case strings.HasSuffix(base, ".bu.tmpl"):
-			kind, what = "template", "templates"
 		default:
 			continue
 		}

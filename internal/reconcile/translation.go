@@ -123,7 +123,7 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	for _, ref := range t.Config.References {
 		refs = append(refs, ref.Reference)
 	}
-	exporter := butane.Exporter{Tree: t.Tree, FilesDir: t.Config.FilesDir, Dir: dir, Nonce: nonce}
+	exporter := butane.Exporter{Tree: t.Tree, FilesDir: t.Config.FilesDir, Dir: dir, Nonce: nonce, Expand: t.Config.Expand}
 	refused, err := exporter.Export(refs)
 	if err != nil {
 		return nil, fmt.Errorf("exporting what the host config refers to: %w", err)
@@ -133,7 +133,7 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	for _, layer := range t.Config.Layers {
 		var files []butane.Config
 		for _, doc := range layer.Documents {
-			cfg, said := butane.Translate(doc.Entry.Path, doc.Data, dir, t.Strict)
+			cfg, said := butane.Translate(doc.Entry.Path, doc.Data, doc.Written, dir, t.Strict)
 			out.Findings = append(out.Findings, butane.Join(cfg.Excerpts(of(doc.Entry.Path, refused)), said)...)
 			files = append(files, cfg)
 		}
