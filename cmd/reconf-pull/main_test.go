@@ -190,7 +190,7 @@ func describe(path string, times bool) (string, error) {
 }
 
 // temporary are the names under which anything is written before it is whole.
-var temporary = regexp.MustCompile(`\.reconf(-|$)|\.new$|\.tmp|\.part|^export-`)
+var temporary = regexp.MustCompile(`\.reconf(-|$)|\.new$|\.tmp([^l]|$)|\.part|^export-`)
 
 // noleftovers requires that nothing on the host is half written.
 func noLeftovers(ts *testscript.TestScript, neg bool, args []string) {

@@ -53,6 +53,7 @@ type Exporter struct {
 	Dir      string // exists, is empty and only ours
 	Nonce    string
 	// Expand, when set, is applied to a reference whose file name ends in .tmpl.
+	// Its error names the file.
 	Expand func(path string, data []byte) ([]byte, error)
 }
 
@@ -248,7 +249,7 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 	}
 	if x.expands(ref) {
 		if data, err = x.Expand(entry.Path, data); err != nil {
-			x.refuse(ref, "", "%s: %v", entry.Path, err)
+			x.refuse(ref, "", "%v", err)
 			return nil
 		}
 	}

@@ -1,6 +1,7 @@
 package butane_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,7 +76,7 @@ func TestExportExpandsTemplates(t *testing.T) {
 	e := butane.Exporter{Tree: tree, FilesDir: ".", Dir: t.TempDir(), Nonce: "n",
 		Expand: func(path string, data []byte) ([]byte, error) {
 			if path == "b.tmpl" {
-				return nil, fmt.Errorf("line 1: no such variable")
+				return nil, errors.New("b.tmpl:1: no such variable")
 			}
 			return []byte(strings.ReplaceAll(string(data), "{{.}}", "web1")), nil
 		}}
@@ -83,7 +84,7 @@ func TestExportExpandsTemplates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 1 || list[0].Message != "b.tmpl: line 1: no such variable" {
+	if len(list) != 1 || list[0].Message != "b.tmpl:1: no such variable" {
 		t.Errorf("findings:\n%s", show(list))
 	}
 	data, err := os.ReadFile(filepath.Join(e.Dir, "a.tmpl"))

@@ -76,7 +76,7 @@ func TestErrors(t *testing.T) {
 		{"a\nb {{.Vars.prot}}\n", "a.tmpl:2:10: there is no var prot for this host (did you mean port?)"},
 		{"{{.Vars.zzzzzz}}", "a.tmpl:1:8: there is no var zzzzzz for this host (set it under [vars], [group.X] or [host.N] in fleet.toml, or ask for it with dig, which takes a default)"},
 		{"{{.Vars.log.lvel}}", "a.tmpl:1:8: there is no var lvel for this host (did you mean level?)"},
-		{"{{.Host.Nmae}}", "a.tmpl:1:8: there is no value Nmae for this host (did you mean Name?)"},
+		{"{{.Host.Nam}}", "a.tmpl:1:8: there is no value Nam for this host (did you mean Name?)"},
 		{"{{.Var.port}}", "a.tmpl:1:7: there is no value Var for this host (did you mean Vars?)"},
 		{"{{.host}}", "a.tmpl:1:3: there is no value host for this host (did you mean Host?)"},
 		{`x {{index .Vars "prot"}}`, "a.tmpl:1:5: there is no"},
