@@ -252,6 +252,7 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	if err != nil || prop == nil {
 		return out, err
 	}
+	r.Update.State.Held = nil // what was held is not what the tip asks for
 	return out, r.carryOut(ctx, prop, &out, func() (*Proposal, error) { return r.candidate(ctx, &out) })
 }
 
@@ -301,6 +302,9 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 	if err != nil {
 		return nil, err
 	}
+	if kept := st.Lock; kept != nil && kept.Kept {
+		reasons = append(reasons, "the fleet lock is kept after a failure")
+	}
 	if len(reasons) == 0 {
 		out.Result, out.Generation = UpToDate, st.Applied.Generation
 		return nil, r.rememberRef(rev.Ref)
@@ -342,9 +346,6 @@ func (r *Reconciler) beside(ctx context.Context, reasons []string, out *Outcome)
 	}
 	if d.pending = r.Update.PendingReboot(ctx); d.pending != nil {
 		reasons = append(reasons, "a reboot is pending: "+d.pending.Reason)
-	}
-	if held := r.Update.State.Lock; held != nil && held.Kept {
-		reasons = append(reasons, "the fleet lock is kept after a failure")
 	}
 	return reasons, d, nil
 }

@@ -106,7 +106,10 @@ func (s *record) Run(ctx context.Context) error {
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
 		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
 	}
-	u.State.Change, u.State.Open, u.State.Held = nil, nil, nil
+	u.State.Change, u.State.Open = nil, nil
+	if held := u.State.Held; held != nil && held.Digest == s.change.Digest {
+		u.State.Held = nil
+	}
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		*u.State = before
 		return err
