@@ -292,7 +292,7 @@ func TestScriptThatHangs(t *testing.T) {
 	allGone()
 
 	// A run that is stopped gives the attempt back, however often.
-	m.write("/etc/reconf-pull/config.toml", "[source]", "url = '"+bootedhost.RepoURL+"'")
+	m.write("/etc/reconf-pull/config.toml", "[source]", "url = '"+bootedhost.RepoURL+"'", "[retry]", "backoff = '0s'")
 	m.Run("mkdir", "--parents", "/etc/reconf-pull/hooks/configure.d")
 	m.Run("mv", "/etc/reconf-pull/hooks/pre_update.d/10-hangs", "/etc/reconf-pull/hooks/configure.d/")
 	for range 4 {
