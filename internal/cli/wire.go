@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
@@ -229,6 +230,7 @@ func scripts(m *machine, others ...string) *hooks.Runner {
 	return &hooks.Runner{
 		Host: m.host, Dirs: append([]string{hooks.Dir}, others...), Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
 		Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
+		Sync:   atomicfile.SyncLocal,
 	}
 }
 

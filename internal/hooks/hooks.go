@@ -61,6 +61,10 @@ type Runner struct {
 	// Output gets each line of a script ("update.d/10-dnf") as it comes: valid
 	// UTF-8 of a bounded length, without control characters.
 	Output func(script, line string)
+	// Sync makes durable what scripts wrote, before anybody notes that they have run:
+	// scripts do not sync, and none runs again because the power failed later. nil is
+	// for tests without power cuts.
+	Sync func() error
 }
 
 // Failure is a script that did not end well.
@@ -92,7 +96,20 @@ func (r *Runner) Run(ctx context.Context, phase Phase, env map[string]string) er
 			return err
 		}
 	}
+	if len(scripts) > 0 {
+		r.sync()
+	}
 	return nil
+}
+
+func (r *Runner) sync() {
+	if r.Sync == nil {
+		return
+	}
+	// A disk that fails need not be one that scripts write to.
+	if err := r.Sync(); err != nil {
+		r.Log.Warnf("what scripts wrote may not survive a power cut: %v", err)
+	}
 }
 
 // Ask runs the scripts of a question, all of them. A script says no by status
@@ -172,6 +189,7 @@ func (r *Runner) RunOnce(ctx context.Context, phase Phase, env map[string]string
 		if err := r.run(ctx, phase, script, env); err != nil {
 			return err
 		}
+		r.sync()
 		if err := mark(script.Hash); err != nil {
 			return fmt.Errorf("noting that %s has run: %w", script.name(phase), err)
 		}

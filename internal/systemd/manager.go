@@ -18,6 +18,8 @@ import (
 
 	sddbus "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
+
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 )
 
 // Manager is a connection to the service manager of the running machine.
@@ -348,6 +350,13 @@ func (m *Manager) each(units []string, doing string, do func(string) ([]LinkChan
 		links = append(links, more...)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s %s: %w", doing, unit, err))
+		}
+	}
+	// systemd syncs no link, and one that an earlier, killed run had made is no change
+	// any more.
+	if len(units) > 0 {
+		if err := atomicfile.SyncFS(configDir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%s units: %w", doing, err))
 		}
 	}
 	return links, errors.Join(errs...)
