@@ -364,7 +364,10 @@ func (r *Reconciler) did(name string) func(detail string) {
 func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
 	change := r.Update.State.Change
 	if change == nil {
-		return r.Update.ClearResume()
+		if err := r.Update.Tidy(); err != nil {
+			r.Log.Warn(err) // what lies about too long harms nothing
+		}
+		return nil
 	}
 	if r.Update.Ended(change) {
 		return nil

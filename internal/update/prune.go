@@ -23,11 +23,29 @@ func writeSynced(path string, v any) error {
 // Prune takes away what no state names any more: directories of changes that
 // a crash left or that were superseded and then followed by a record,
 // generations beyond Keep, and contents that no kept generation has. Whatever
-// is cut off here is done by the next run.
+// is cut off here is done by the next run, which finds the marker for the boot.
 func (u *Update) Prune() error {
-	if err := u.ClearResume(); err != nil {
+	if err := u.prune(); err != nil {
 		return fmt.Errorf("cleaning up: %w", err)
 	}
+	if u.State.Change != nil {
+		return nil // to be gone on with at boot
+	}
+	if err := os.Remove(u.Dirs.Resume()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cleaning up: %w", err)
+	}
+	return nil
+}
+
+// Tidy does what a crash after the record of a change left of Prune.
+func (u *Update) Tidy() error {
+	if _, err := os.Lstat(u.Dirs.Resume()); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return u.Prune()
+}
+
+func (u *Update) prune() error {
 	named := slices.Clone(u.State.Open)
 	if u.State.Change != nil {
 		named = append(named, u.State.Change.ID)
@@ -35,23 +53,23 @@ func (u *Update) Prune() error {
 	changes := filepath.Join(u.Dirs.State, "changes")
 	names, err := os.ReadDir(changes)
 	if err != nil {
-		return fmt.Errorf("cleaning up: %w", err)
+		return err
 	}
 	for _, name := range names {
 		if !slices.Contains(named, name.Name()) {
 			if err := os.RemoveAll(filepath.Join(changes, name.Name())); err != nil {
-				return fmt.Errorf("cleaning up: %w", err)
+				return err
 			}
 		}
 	}
 	kept := max(u.Keep, 1)
 	failures, err := Failures(u.Dirs)
 	if err != nil {
-		return fmt.Errorf("cleaning up: %w", err)
+		return err
 	}
 	for _, g := range failures[:max(len(failures)-kept, 0)] {
 		if err := os.RemoveAll(u.Dirs.Failed(g.Change)); err != nil {
-			return fmt.Errorf("cleaning up: %w", err)
+			return err
 		}
 	}
 	numbers, err := state.Generations(u.Dirs)
@@ -63,7 +81,7 @@ func (u *Update) Prune() error {
 	}
 	for _, n := range numbers[:len(numbers)-kept] {
 		if err := os.RemoveAll(u.Dirs.Generation(n)); err != nil {
-			return fmt.Errorf("cleaning up: %w", err)
+			return err
 		}
 	}
 	if u.State.Change != nil {
@@ -72,23 +90,12 @@ func (u *Update) Prune() error {
 	return u.pruneBlobs(numbers[len(numbers)-kept:])
 }
 
-// ClearResume takes the marker away once no change is under way.
-func (u *Update) ClearResume() error {
-	if u.State.Change != nil {
-		return nil
-	}
-	if err := os.Remove(u.Dirs.Resume()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 func (u *Update) pruneBlobs(generations []int) error {
 	wanted := map[string]bool{}
 	for _, n := range generations {
 		m, err := state.ReadManifest(filepath.Join(u.Dirs.Generation(n), "manifest"))
 		if err != nil {
-			return fmt.Errorf("cleaning up: %w", err)
+			return err
 		}
 		for i := range m.Entries {
 			wanted[m.Entries[i].SHA256] = true
@@ -96,7 +103,7 @@ func (u *Update) pruneBlobs(generations []int) error {
 	}
 	blobs, err := os.ReadDir(u.Dirs.Blobs())
 	if err != nil {
-		return fmt.Errorf("cleaning up: %w", err)
+		return err
 	}
 	var errs []error
 	for _, blob := range blobs {
