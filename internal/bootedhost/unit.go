@@ -1,6 +1,11 @@
 package bootedhost
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,6 +62,43 @@ func (h *Host) Journal(unit string) string {
 	h.tb.Helper()
 	h.Run("journalctl", "--sync")
 	return h.Run("journalctl", "--boot", "--no-pager", "--quiet", "--output=cat", "--unit="+unit)
+}
+
+// KillNow kills the processes of a unit from outside, because a command on the host
+// would come late, and says how many it killed: the main process alone, as the kernel
+// does when memory is short, or all.
+func (h *Host) KillNow(unit string, main bool) (killed int) {
+	h.tb.Helper()
+	err := filepath.WalkDir(h.cgroup, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Base(path) != "cgroup.procs" || filepath.Base(filepath.Dir(path)) != unit {
+			return ignoreGone(err)
+		}
+		pids, err := os.ReadFile(path)
+		if err != nil {
+			return ignoreGone(err)
+		}
+		var all []int
+		for field := range strings.FieldsSeq(string(pids)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				all = append(all, pid)
+			}
+		}
+		slices.Sort(all)
+		if main && len(all) > 0 {
+			all = all[:1] // the one that started the others
+		}
+		for _, pid := range all {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+			killed++
+		}
+		return fs.SkipAll
+	})
+	if err != nil {
+		h.tb.Fatalf("%s: killing %s: %v", h.Name, unit, err)
+	}
+	return killed
 }
 
 // Kill sends a signal to all processes of a unit.

@@ -55,8 +55,16 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 	}
 	defer m.Close()
 	before, err := readSaved(savedFile(dir))
-	if errors.Is(err, os.ErrNotExist) {
+	running := before.Units
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		before, err = l.save(ctx, m, dir, p)
+		running = before.Units
+	case err == nil && before.BootID != l.Host.BootID():
+		// This boot began with some of the old files, and its units are not what ran then.
+		if running, err = m.States(ctx, names(p)); err == nil {
+			err = writeSaved(bootFile(dir), saved{BootID: l.Host.BootID()})
+		}
 	}
 	if err != nil {
 		return err
@@ -68,7 +76,7 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 	}
 	var jobs []systemd.Job
 	for _, unit := range p.Stopped {
-		if before.Units[unit].Active() {
+		if running[unit].Active() {
 			jobs = append(jobs, systemd.Job{Unit: unit, Kind: systemd.Stop})
 		}
 	}
@@ -132,11 +140,38 @@ func (l *Live) After(ctx context.Context, dir string, p *plan.Plan) error {
 			return errors.Join(errs, fmt.Errorf("reloading units: %w", err))
 		}
 	}
+	stale, err := l.stale(ctx, m, dir, p)
+	if err != nil {
+		return errors.Join(errs, err)
+	}
 	if err := m.ResetFailed(ctx, names(p)); err != nil {
 		errs = errors.Join(errs, fmt.Errorf("forgetting old failures: %w", err))
 	}
 	errs = errors.Join(errs, l.enablement(ctx, m, p))
-	return errors.Join(errs, l.restart(ctx, m, before, p))
+	return errors.Join(errs, l.restart(ctx, m, before, stale, p))
+}
+
+// stale are the units that this boot has started before the change's files were in
+// place and read, where the change was cut off by the boot in the middle of its files.
+// They are saved once, so that none is restarted twice.
+func (l *Live) stale(ctx context.Context, m *systemd.Manager, dir string, p *plan.Plan) (map[string]systemd.UnitState, error) {
+	s, err := readSaved(bootFile(dir))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.BootID != l.Host.BootID() {
+		return nil, nil // the files were all there when this boot began
+	}
+	if s.Units != nil {
+		return s.Units, nil
+	}
+	if s.Units, err = m.States(ctx, names(p)); err != nil {
+		return nil, fmt.Errorf("asking for the state of units: %w", err)
+	}
+	return s.Units, writeSaved(bootFile(dir), s)
 }
 
 func (l *Live) commands(ctx context.Context, p *plan.Plan) error {
@@ -174,12 +209,12 @@ func (l *Live) enablement(ctx context.Context, m *systemd.Manager, p *plan.Plan)
 
 // restart queues the jobs that the saved states ask for, waits for them and
 // watches for units that fall over.
-func (l *Live) restart(ctx context.Context, m *systemd.Manager, before saved, p *plan.Plan) error {
+func (l *Live) restart(ctx context.Context, m *systemd.Manager, before saved, stale map[string]systemd.UnitState, p *plan.Plan) error {
 	now, err := m.States(ctx, names(p))
 	if err != nil {
 		return fmt.Errorf("asking for the state of units: %w", err)
 	}
-	d := decision{before: before, now: now, sameBoot: before.BootID == l.Host.BootID()}
+	d := decision{before: before, now: now, stale: stale, sameBoot: before.BootID == l.Host.BootID()}
 	var all []systemd.Result
 	for _, jobs := range [][]systemd.Job{d.jobs(p.Effect.Early), append(d.jobs(p.Effect.Touches), d.byEnablement(p)...)} {
 		results, err := m.Apply(ctx, jobs, l.JobTimeout)
@@ -208,6 +243,7 @@ func (l *Live) restart(ctx context.Context, m *systemd.Manager, before saved, p 
 type decision struct {
 	before   saved
 	now      map[string]systemd.UnitState
+	stale    map[string]systemd.UnitState // what may run with old files though this is another boot
 	sameBoot bool
 }
 
@@ -227,9 +263,15 @@ func (d *decision) kind(touch service.Touch) systemd.Kind {
 		return "" // it was removed or masked, and stopped before
 	}
 	if !d.sameBoot {
-		// Nothing that runs now runs with the old files.
-		if !is.Active() && (startsByItself(is) || is.Wanted) {
+		switch old, found := d.stale[touch.Unit]; {
+		case !is.Active() && (startsByItself(is) || is.Wanted):
 			return systemd.Start
+		case !is.Active() || !found || old.InvocationID != is.InvocationID:
+			return "" // what runs, runs with the new files
+		case touch.Action == service.Restart:
+			return systemd.Restart
+		case touch.Action == service.Reload:
+			return systemd.Reload
 		}
 		return ""
 	}
@@ -329,6 +371,8 @@ func (l *Live) Late(ctx context.Context, p *plan.Plan) error {
 }
 
 func savedFile(dir string) string { return filepath.Join(dir, "units.json") }
+
+func bootFile(dir string) string { return filepath.Join(dir, "units-boot.json") }
 
 func readSaved(file string) (saved, error) {
 	var s saved
