@@ -6,7 +6,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 TMPFILES ?= $(PREFIX)/lib/tmpfiles.d
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench install clean
+.PHONY: help build demo test soak check bench install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,10 @@ demo: build ## converge a scratch host from a git repo, and show every step
 
 test: ## everything that CI runs; installs what it lacks when it is root
 	.ci/test
+
+CRASHES ?= 500
+soak: ## CRASHES=500 power cuts and as many kills at random instants, again with SEED=
+	RECONF_TEST_CRASHES=$(CRASHES) RECONF_TEST_SEED=$(SEED) $(GO) test ./cmd/reconf-pull -run AtRandom -count=1 -v -parallel 4 -timeout 8h
 
 check: ## formatting, vet, lint, module files
 	.ci/check

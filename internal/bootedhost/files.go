@@ -32,6 +32,15 @@ func (h *Host) Read(path string) []byte {
 	return b
 }
 
+// Peek is Read for a host that may be in the middle of a boot: nil if there is no file.
+func (h *Host) Peek(path string) []byte {
+	b, err := h.read(path)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 // Exists says whether the host, which may be off, has something at path; a link counts
 // by what it points to.
 func (h *Host) Exists(path string) bool {

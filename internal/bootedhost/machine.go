@@ -20,6 +20,13 @@ import (
 // PowerOn boots a host that is off and waits until it is up.
 func (h *Host) PowerOn() {
 	h.tb.Helper()
+	h.Start()
+	h.waitBoot("")
+}
+
+// Start boots a host that is off and does not wait.
+func (h *Host) Start() {
+	h.tb.Helper()
 	if h.up() {
 		h.tb.Fatalf("%s is on already", h.Name)
 	}
@@ -29,7 +36,6 @@ func (h *Host) PowerOn() {
 	if err := h.start(); err != nil {
 		h.tb.Fatalf("starting %s: %v", h.Name, err)
 	}
-	h.waitBoot("")
 }
 
 func (h *Host) start() error {
@@ -192,6 +198,16 @@ func (h *Host) PowerOff() {
 	}
 	if err := errors.Join(h.kill(), h.disk.unmount()); err != nil {
 		h.tb.Fatal(err)
+	}
+}
+
+// CommitNames has the host's file system commit its journal, as it does when any
+// process syncs a file: what was renamed, made and removed until then is on the disk,
+// what was written is not. It works at any instant, also in the middle of a boot.
+func (h *Host) CommitNames() {
+	h.tb.Helper()
+	if err := h.disk.commit(); err != nil {
+		h.tb.Fatalf("committing the journal of %s: %v", h.Name, err)
 	}
 }
 
