@@ -7,9 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -63,7 +61,7 @@ func onlyRoot(end map[string]string) map[string]string {
 
 // TestCrashWhileRollingBack ends the program before its k-th durable operation,
 // for every k of a change that fails and is rolled back, and of a rollback by
-// hand; runs that go on end in the same tree and hold the same digest.
+// hand, once and twice; runs that go on end in the same tree and hold the same digest.
 func TestCrashWhileRollingBack(t *testing.T) {
 	tr := newTrial(t)
 	tr.push(few)
@@ -74,7 +72,7 @@ func TestCrashWhileRollingBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr.push(fewLater)
-	total := tr.crashAndGoOn("a change that fails", applied, tr.argv, tr.argv, onlyRoot(tr.end(applied)))
+	tr.crashAndGoOn("a change that fails", applied, tr.argv, tr.argv, onlyRoot(tr.end(applied)))
 
 	before := onlyRoot(tr.end(good))
 	tr.run(good)
@@ -82,13 +80,13 @@ func TestCrashWhileRollingBack(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(tr.scratch, "config.toml"), []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	total += tr.crashAndGoOn("rollback", good, tr.rollback, tr.argv, before)
-	t.Logf("%d crash points", total)
+	tr.crashAndGoOn("rollback", good, tr.rollback, tr.argv, before)
 }
 
-// crashAndGoOn kills a command at each of its operations. The next run goes on
-// and says what is held; only a command that nothing was saved of is given again.
-func (tr *trial) crashAndGoOn(what, from string, command, run func(string) []string, root map[string]string) int {
+// crashAndGoOn kills a command at each of its operations, once and twice. The next
+// run goes on and says what is held; only a command that nothing was saved of is
+// given again.
+func (tr *trial) crashAndGoOn(what, from string, command, run func(string) []string, root map[string]string) {
 	t := tr.t
 	t.Helper()
 	whole := tr.copyOf(from)
@@ -104,45 +102,27 @@ func (tr *trial) crashAndGoOn(what, from string, command, run func(string) []str
 		t.Fatalf("%s: the run after it ends with %d, change %v, held %v:\n%s", what, code, change, held, said)
 	}
 	want := tr.end(whole)
-	var group sync.WaitGroup
-	points := make(chan int)
-	for range runtime.NumCPU() {
-		group.Go(func() {
-			for k := range points {
-				dir := tr.copyOf(from)
-				point := fmt.Sprintf("%s, killed at operation %d of %d", what, k, ops)
-				n, status := traced(t, command(dir), func(n int, _ string) syscall.Signal {
-					if n == k {
-						return syscall.SIGKILL
-					}
-					return 0
-				})
-				if !status.Signaled() && n >= k {
-					t.Errorf("%s: not killed: %v", point, status)
-				}
-				code, said := tr.ran(run(dir))
-				if change, held := tr.held(dir); !change && !held { // nothing of it was saved
-					_, said = tr.ran(command(dir))
-					code, _ = tr.ran(run(dir))
-				}
-				if code != 1 {
-					t.Errorf("%s: the next run ends with %d:\n%s", point, code, said)
-				}
-				if diff := cmp.Diff(want, tr.end(dir)); diff != "" {
-					t.Errorf("%s: ends elsewhere (-uninterrupted +crashed):\n%s\nthe next run said:\n%s", point, diff, said)
-				}
-				if err := os.RemoveAll(dir); err != nil {
-					t.Error(err)
-				}
+	next := func(dir string) []string {
+		if change, held := tr.held(dir); !change && !held { // nothing of it was saved
+			return command(dir)
+		}
+		return run(dir)
+	}
+	t.Log(tr.crashTwice(course{
+		what: what, from: from, ops: ops, next: next,
+		settle: func(dir, point string) {
+			code, said := tr.ran(next(dir))
+			if change, held := tr.held(dir); change || !held || code == 0 { // it was only now that it began
+				code, said = tr.ran(run(dir))
 			}
-		})
-	}
-	for k := 1; k <= ops; k++ {
-		points <- k
-	}
-	close(points)
-	group.Wait()
-	return ops
+			if code != 1 {
+				t.Errorf("%s: the next run ends with %d:\n%s", point, code, said)
+			}
+			if diff := cmp.Diff(want, tr.end(dir)); diff != "" {
+				t.Errorf("%s: ends elsewhere (-uninterrupted +crashed):\n%s\nthe next run said:\n%s", point, diff, said)
+			}
+		},
+	}))
 }
 
 // TestStepThatKillsTheRun: a change whose every try dies in configure is rolled

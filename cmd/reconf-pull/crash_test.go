@@ -3,23 +3,25 @@ package main_test
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -107,11 +109,49 @@ func (tr *trial) place() string {
 	return dir
 }
 
+// copyOf copies a host in this process: it is done thousands of times.
 func (tr *trial) copyOf(dir string) string {
 	tr.t.Helper()
 	into := tr.host()
-	tr.must("cp", "-a", dir+"/.", into)
+	if err := copyTree(dir, into); err != nil {
+		tr.t.Fatal(err)
+	}
 	return into
+}
+
+func copyTree(from, to string) error {
+	links := map[uint64]string{}
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		target := to + strings.TrimPrefix(path, from)
+		var st unix.Stat_t
+		if err = errors.Join(err, unix.Lstat(path, &st)); err != nil {
+			return err
+		}
+		first, linked := links[st.Ino]
+		switch {
+		case path == from:
+			return nil
+		case linked:
+			return os.Link(first, target)
+		case d.IsDir():
+			err = os.Mkdir(target, 0o700)
+		case d.Type()&fs.ModeSymlink != 0:
+			var text string
+			if text, err = os.Readlink(path); err == nil {
+				err = os.Symlink(text, target)
+			}
+			return errors.Join(err, os.Lchown(target, int(st.Uid), int(st.Gid)))
+		default:
+			var data []byte
+			if data, err = os.ReadFile(path); err == nil {
+				err = os.WriteFile(target, data, 0o600)
+			}
+		}
+		if st.Nlink > 1 && !d.IsDir() {
+			links[st.Ino] = target
+		}
+		return errors.Join(err, os.Lchown(target, int(st.Uid), int(st.Gid)), unix.Chmod(target, st.Mode&0o7777))
+	})
 }
 
 func (tr *trial) argv(dir string) []string {
@@ -130,31 +170,47 @@ func (tr *trial) run(dir string) string {
 }
 
 // volatile is what differs from run to run and says nothing about where it
-// ended: times, and whether a pristine copy was made by this run or the one
-// before it.
+// ended: times, how often a step was begun, and whether a pristine copy was made
+// by this run or the one before it.
 var volatile = []string{"time", "pinned", "started", "ended", "boot_id", "attempts", "pristine"}
 
-func withoutVolatile(v any) any {
+// volatileTimes of them say nothing about how it goes on either.
+const volatileTimes = 5
+
+func without(v any, keys []string) any {
 	switch v := v.(type) {
 	case map[string]any:
-		for _, key := range volatile {
+		for _, key := range keys {
 			delete(v, key)
 		}
 		for key := range v {
-			v[key] = withoutVolatile(v[key])
+			v[key] = without(v[key], keys)
 		}
 	case []any:
 		for i := range v {
-			v[i] = withoutVolatile(v[i])
+			v[i] = without(v[i], keys)
 		}
 	}
 	return v
 }
 
 // end is everything that a run leaves: the root, and the state modulo times.
-func (tr *trial) end(dir string) map[string]string {
+func (tr *trial) end(dir string) map[string]string { return tr.scan(dir, false) }
+
+// hosts are the directories of all hosts.
+func (tr *trial) hosts() *regexp.Regexp {
+	return regexp.MustCompile(regexp.QuoteMeta(tr.scratch) + `/host-\d+`)
+}
+
+// scan reads a host. A whole scan is everything that a run could go by: two
+// hosts that are the same in it go on the same way.
+func (tr *trial) scan(dir string, whole bool) map[string]string {
 	tr.t.Helper()
 	all := map[string]string{}
+	skipped := volatile
+	if whole {
+		skipped = volatile[:volatileTimes]
+	}
 	inodes := map[uint64]string{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -164,7 +220,7 @@ func (tr *trial) end(dir string) map[string]string {
 		if name == "" {
 			return nil
 		}
-		if name = name[1:]; name == "cache" {
+		if name = name[1:]; name == "cache" && !whole {
 			return fs.SkipDir // a mirror, disposable
 		}
 		var st unix.Stat_t
@@ -188,15 +244,17 @@ func (tr *trial) end(dir string) map[string]string {
 			if filepath.Base(name) == "manifest" {
 				data = withoutStat(data)
 			}
-			if filepath.Ext(name) == ".json" && len(data) > 0 {
+			if isJSON := filepath.Ext(name) == ".json"; len(data) > 0 && (isJSON || whole) {
 				var v any
-				if err := json.Unmarshal(data, &v); err != nil {
+				switch err := json.Unmarshal(data, &v); {
+				case err == nil:
+					if data, err = json.Marshal(without(v, skipped)); err != nil {
+						return err
+					}
+				case isJSON && !whole:
 					return fmt.Errorf("%s: %w", name, err)
 				}
-				if data, err = json.Marshal(withoutVolatile(v)); err != nil {
-					return err
-				}
-				data = bytes.ReplaceAll(data, []byte(dir), nil) // errors name it
+				data = tr.hosts().ReplaceAll(data, nil) // errors name it
 			}
 			if first, ok := inodes[st.Ino]; ok && st.Nlink > 1 {
 				line += " is " + first
@@ -230,27 +288,131 @@ func withoutStat(manifest []byte) []byte {
 }
 
 // finish lets the next run go on after a crash and compares where it ends with
-// the uninterrupted run. A further run has nothing to do.
+// the uninterrupted run.
 func (tr *trial) finish(dir, what string, want map[string]string) {
 	tr.t.Helper()
-	argv := tr.argv(dir)
-	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil {
-		tr.t.Errorf("%s: the next run: %v\n%s", what, err, out)
+	code, said := tr.ran(tr.argv(dir))
+	if code != 0 {
+		tr.t.Errorf("%s: the next run ends with %d:\n%s", what, code, said)
 		return
 	}
-	got := tr.end(dir)
-	if diff := cmp.Diff(want, got); diff != "" {
-		tr.t.Errorf("%s: ends elsewhere (-uninterrupted +crashed):\n%s\nthe next run said:\n%s", what, diff, out)
-		return
+	if diff := cmp.Diff(want, tr.end(dir)); diff != "" {
+		tr.t.Errorf("%s: ends elsewhere (-uninterrupted +crashed):\n%s\nthe next run said:\n%s", what, diff, said)
 	}
-	again, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
-	if err != nil || !strings.Contains(string(again), "up to date") {
-		tr.t.Errorf("%s: the run after it: %v\n%s", what, err, again)
+}
+
+// quiet looks that a further run has nothing to do.
+func (tr *trial) quiet(dir, what string, want map[string]string) {
+	tr.t.Helper()
+	if code, said := tr.ran(tr.argv(dir)); code != 0 || !strings.Contains(said, "up to date") {
+		tr.t.Errorf("%s: the run after it ends with %d:\n%s", what, code, said)
 	}
 	if diff := cmp.Diff(want, tr.end(dir)); diff != "" {
 		tr.t.Errorf("%s: the run after it changed something:\n%s", what, diff)
 	}
+}
+
+// A course is a command that is cut off, and how the runs after it go on.
+type course struct {
+	what string
+	from string                // the host before
+	ops  int                   // durable operations when nothing cuts it off
+	next func(string) []string // the command as long as nothing of it was saved, then run
+	// settle goes on to the end and compares it with the uninterrupted course.
+	settle func(dir, point string)
+	// again looks that a further run has nothing to do; after one crash is enough.
+	again func(dir, point string)
+}
+
+// crashTwice ends a course before its k-th durable operation, for every k, and
+// what goes on from there after its first, and before its middle, its last and
+// one random operation. Hosts that are the same go on the same way, so that each
+// is settled once.
+func (tr *trial) crashTwice(c course) (points string) {
+	t := tr.t
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	var once, twice, different atomic.Int64
+	var seen sync.Map
+	fresh := func(dir string) bool {
+		all := tr.scan(dir, true)
+		sum := sha256.New()
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			fmt.Fprintf(sum, "%s %s\n", name, all[name])
+		}
+		_, known := seen.LoadOrStore(hex.EncodeToString(sum.Sum(nil)), true)
+		if !known {
+			different.Add(1)
+		}
+		return !known
+	}
+	killed := func(dir string, k int) (ops int, status syscall.WaitStatus) {
+		return traced(t, c.next(dir), func(n int, _ string) syscall.Signal {
+			if n == k {
+				return syscall.SIGKILL
+			}
+			return 0
+		})
+	}
+	parallel(c.ops, func(k int) {
+		point := fmt.Sprintf("%s, killed at operation %d of %d", c.what, k, c.ops)
+		dir := tr.copyOf(c.from)
+		defer tr.remove(dir)
+		if n, status := killed(dir, k); !status.Signaled() && n >= k {
+			t.Errorf("%s: not killed: %v", point, status)
+		}
+		once.Add(1)
+		if !fresh(dir) {
+			return
+		}
+		whole := tr.copyOf(dir)
+		defer tr.remove(whole)
+		ops, _ := killed(whole, 0) // it ends, which settling it then does not mind
+		c.settle(whole, point)
+		if c.again != nil {
+			c.again(whole, point)
+		}
+		random := rand.New(rand.NewPCG(seed, uint64(k)))
+		seconds := []int{2, ops / 2, ops, 1 + random.IntN(max(ops, 1))}
+		slices.Sort(seconds)
+		for _, second := range slices.Compact(seconds) {
+			if second < 2 || second > ops { // before the first one nothing is new
+				continue
+			}
+			twice.Add(1)
+			again := tr.copyOf(dir)
+			killed(again, second)
+			if fresh(again) {
+				c.settle(again, fmt.Sprintf("%s, and again at operation %d of %d (seed %d)", point, second, ops, seed))
+			}
+			tr.remove(again)
+		}
+	})
+	return fmt.Sprintf("%s: %d crash points, %d crashed again, %d different hosts (seed %d)", c.what, once.Load(), twice.Load(), different.Load(), seed)
+}
+
+func (tr *trial) remove(dir string) {
+	if err := os.RemoveAll(dir); err != nil {
+		tr.t.Error(err)
+	}
+}
+
+// parallel calls f with 1 to n, on all processors.
+func parallel(n int, f func(k int)) {
+	var group sync.WaitGroup
+	points := make(chan int)
+	for range runtime.NumCPU() {
+		group.Go(func() {
+			for k := range points {
+				f(k)
+			}
+		})
+	}
+	for k := 1; k <= n; k++ {
+		points <- k
+	}
+	close(points)
+	group.Wait()
 }
 
 // few is a small host config with one of everything, and fewLater what it
@@ -312,15 +474,9 @@ systemd:
     - {name: bad.service, mask: false, dropins: [{name: b.conf, contents: "[Service]\nNice=2\n"}]}
 `
 
-// durable are the system calls that change what is on the disk, or make it last.
-var durable = map[uint64]string{
-	unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_FSYNC: "fsync", unix.SYS_FDATASYNC: "fdatasync", unix.SYS_SYNCFS: "syncfs",
-	unix.SYS_UNLINKAT: "unlinkat", unix.SYS_MKDIRAT: "mkdirat", unix.SYS_SYMLINKAT: "symlinkat", unix.SYS_LINKAT: "linkat", unix.SYS_FCHOWNAT: "fchownat", unix.SYS_FCHMODAT: "fchmodat",
-}
-
 // TestCrashAtEveryOperation ends the program before its k-th durable
-// operation, for every k of a first run and of an update, and lets the next run
-// go on.
+// operation, for every k of a first run and of an update, once and twice, and
+// lets the next run go on.
 func TestCrashAtEveryOperation(t *testing.T) {
 	tr := newTrial(t)
 	tr.script("pre_update.d/10-drain", "#!/bin/sh\n# first\n")
@@ -329,14 +485,13 @@ func TestCrashAtEveryOperation(t *testing.T) {
 	first := tr.place()
 	applied := tr.copyOf(first)
 	tr.run(applied)
-	total := tr.crashEverywhere("first run", first)
+	tr.crashEverywhere("first run", first)
 	tr.script("pre_update.d/10-drain", "#!/bin/sh\n# second\n")
 	tr.push(fewLater)
-	total += tr.crashEverywhere("update", applied)
-	t.Logf("%d crash points", total)
+	tr.crashEverywhere("update", applied)
 }
 
-func (tr *trial) crashEverywhere(what, from string) int {
+func (tr *trial) crashEverywhere(what, from string) {
 	t := tr.t
 	t.Helper()
 	whole := tr.copyOf(from)
@@ -357,101 +512,11 @@ func (tr *trial) crashEverywhere(what, from string) int {
 	if what == "update" && want["root/srv/moved/b"] == "" {
 		t.Errorf("%s: a link that took the place of a directory led to the removal of somebody else's file", what)
 	}
-	var group sync.WaitGroup
-	points := make(chan int)
-	for range runtime.NumCPU() {
-		group.Go(func() {
-			for k := range points {
-				dir := tr.copyOf(from)
-				n, status := traced(t, tr.argv(dir), func(n int, _ string) syscall.Signal {
-					if n == k {
-						return syscall.SIGKILL
-					}
-					return 0
-				})
-				if !status.Signaled() && n >= k {
-					t.Errorf("%s: not killed at operation %d of %d: %v", what, k, n, status)
-				}
-				tr.finish(dir, fmt.Sprintf("%s, killed at operation %d of %d", what, k, ops), want)
-				if err := os.RemoveAll(dir); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	for k := 1; k <= ops; k++ {
-		points <- k
-	}
-	close(points)
-	group.Wait()
-	return ops
-}
-
-// traced runs a program under ptrace and asks, before each durable operation,
-// which signal it gets: of all threads, counted together.
-func traced(t *testing.T, argv []string, signal func(n int, name string) syscall.Signal) (ops int, status syscall.WaitStatus) {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		t.Errorf("starting a traced run: %v", err)
-		return 0, 0
-	}
-	pid := cmd.Process.Pid
-	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil {
-		t.Errorf("waiting for the traced program: %v", err)
-		return 0, status
-	}
-	const exitKill = 0x100000
-	if err := errors.Join(syscall.PtraceSetOptions(pid, syscall.PTRACE_O_TRACESYSGOOD|syscall.PTRACE_O_TRACECLONE|exitKill), syscall.PtraceSyscall(pid, 0)); err != nil {
-		t.Errorf("tracing: %v", err)
-		return 0, status
-	}
-	threads := map[int]bool{pid: true}
-	for {
-		tid, err := syscall.Wait4(-pid, &status, syscall.WALL, nil)
-		if errors.Is(err, syscall.EINTR) {
-			continue
-		}
-		if err != nil || tid == pid && (status.Exited() || status.Signaled()) {
-			return ops, status
-		}
-		if !status.Stopped() {
-			continue // another thread ended
-		}
-		deliver := 0
-		switch stop := status.StopSignal(); {
-		case stop == syscall.SIGTRAP|0x80:
-			if name := durable[entered(tid)]; name != "" {
-				ops++
-				if s := signal(ops, name); s != 0 {
-					if err := syscall.Kill(pid, s); err != nil {
-						t.Errorf("ending the program: %v", err)
-					}
-				}
-			}
-		case stop == syscall.SIGTRAP:
-		case stop == syscall.SIGSTOP && !threads[tid]:
-			threads[tid] = true
-		default:
-			deliver = int(stop)
-		}
-		_ = syscall.PtraceSyscall(tid, deliver) // gone when it was killed
-	}
-}
-
-// entered is the number of the system call that a stopped thread is about to
-// make, 0 when it stopped at the end of one (PTRACE_GET_SYSCALL_INFO).
-func entered(tid int) uint64 {
-	const getSyscallInfo, entry = 0x420e, 1
-	var info [88]byte
-	_, _, errno := syscall.Syscall6(syscall.SYS_PTRACE, getSyscallInfo, uintptr(tid), uintptr(len(info)), uintptr(unsafe.Pointer(&info)), 0, 0)
-	if errno != 0 || info[0] != entry {
-		return 0
-	}
-	return binary.NativeEndian.Uint64(info[24:])
+	t.Log(tr.crashTwice(course{
+		what: what, from: from, ops: ops, next: tr.argv,
+		settle: func(dir, point string) { tr.finish(dir, point, want) },
+		again:  func(dir, point string) { tr.quiet(dir, point, want) },
+	}))
 }
 
 // many is a host config of 200 files; of the second version half are other
@@ -515,7 +580,9 @@ func (tr *trial) killed(what, from string, kills int, random *rand.Rand) string 
 		if cmd.Wait() == nil {
 			survived++
 		}
-		tr.finish(dir, fmt.Sprintf("%s, killed after %s of %s", what, after, took), want)
+		point := fmt.Sprintf("%s, killed after %s of %s", what, after, took)
+		tr.finish(dir, point, want)
+		tr.quiet(dir, point, want)
 		if err := os.RemoveAll(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -564,5 +631,7 @@ func TestTermination(t *testing.T) {
 	if err != nil || !waits {
 		t.Errorf("the change is not waiting to go on, with its attempt given back: %v\n%s", err, data)
 	}
-	tr.finish(dir, "after SIGTERM", tr.end(whole))
+	want := tr.end(whole)
+	tr.finish(dir, "after SIGTERM", want)
+	tr.quiet(dir, "after SIGTERM", want)
 }
