@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
@@ -176,7 +177,9 @@ func hint(err error) string {
 		return "push a commit that mends it, or mend the host and say reconf-pull retry"
 	case errors.As(err, &back):
 		return "the next run goes on rolling back; reconf-pull status shows what is left"
-	case errors.As(err, &step):
+	case errors.Is(err, engine.ErrUntouched) && !errors.Is(err, syscall.ENOSPC):
+		return "mend the host, or push a commit that mends it; the next run tries again"
+	case errors.As(err, &step) && !errors.Is(err, engine.ErrUntouched):
 		return "the change is kept; the next run goes on with it, a new push replaces it, and reconf-pull status shows it"
 	case errors.As(err, &hinted):
 		return hinted.Hint()

@@ -7,6 +7,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -46,6 +47,15 @@ type Engine interface {
 
 // ErrUntouched says that the change may be forgotten, the host is as it was before.
 var ErrUntouched = errors.New("nothing was changed")
+
+// UntouchedError is an error of Apply that wraps ErrUntouched. Whoever knows better
+// returns its Err alone.
+type UntouchedError struct{ Err error }
+
+func (e *UntouchedError) Error() string { return fmt.Sprintf("%v (%v)", e.Err, ErrUntouched) }
+
+// Unwrap makes both the cause and ErrUntouched known.
+func (e *UntouchedError) Unwrap() []error { return []error{e.Err, ErrUntouched} }
 
 // ErrDamaged says that what was stored for the change cannot be read back
 // whole: the change has to be made anew from its source.

@@ -45,9 +45,9 @@ func (s *configure) Run(ctx context.Context) error {
 		s.u.Log.Warn(note)
 	}
 	stopped := len(s.job.Plan.Stopped) > 0 || slices.ContainsFunc(s.job.Plan.Units, func(unit plan.Unit) bool { return !unit.Enable || unit.Again })
-	if errors.Is(err, engine.ErrUntouched) && stopped {
-		// No file was changed, but units were: the change stays, and the next run finishes it.
-		return errors.New(err.Error())
+	var untouched *engine.UntouchedError
+	if errors.As(err, &untouched) && stopped {
+		return untouched.Err // no file was changed, but units were: the change is rolled back like any other
 	}
 	if err != nil {
 		return err

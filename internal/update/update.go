@@ -237,7 +237,10 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		}
 		// A disk that is full must not stay full of what the next push replaces.
 		for _, blob := range fresh {
-			err = errors.Join(err, os.Remove(blob))
+			if cleanup := os.Remove(blob); cleanup != nil {
+				err = errors.Join(err, cleanup) // the disk that refuses one refuses all
+				break
+			}
 		}
 	}()
 	store := func(c plan.Content) error {

@@ -112,7 +112,7 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, err
 	if untouched, look := t.untouched(); !untouched {
 		return t.result, errors.Join(err, look)
 	}
-	return t.result, fmt.Errorf("%w (%w)", err, engine.ErrUntouched)
+	return t.result, &engine.UntouchedError{Err: err}
 }
 
 // untouched tells whether every path is as it was when the change was pinned.
@@ -594,22 +594,25 @@ func (t *transaction) remove(item *plan.Item, real string) error {
 	return err
 }
 
-// undoStaging takes away what was staged, when nothing was replaced yet.
+// undoStaging takes away what was staged, when nothing was replaced yet. It tries
+// every path, and returns the first error: a broken disk would say the same of all.
 func (t *transaction) undoStaging() error {
-	var errs []error
+	var first error
 	for _, item := range t.work() {
 		real, err := t.Host.Path(item.Path)
 		if err == nil {
 			err = removeIfThere(t.temp(real))
 		}
-		if err != nil && !errors.Is(err, unix.ENOTDIR) {
-			errs = append(errs, err)
+		if err != nil && !errors.Is(err, unix.ENOTDIR) && first == nil {
+			first = err
 		}
 	}
 	for _, dir := range slices.Backward(t.made) {
-		errs = append(errs, removeIfThere(dir))
+		if err := removeIfThere(dir); err != nil && first == nil {
+			first = err
+		}
 	}
-	return errors.Join(errs...)
+	return first
 }
 
 // fillManifest records what lies on the disk now, so that the next look at an
