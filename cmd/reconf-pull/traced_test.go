@@ -207,8 +207,8 @@ func (end *ended) stopped(pid, tid int, watched map[uint64]string, judge func(ca
 	for i := range c.args {
 		c.args[i] = binary.NativeEndian.Uint64(info[32+8*i:])
 	}
-	if c.name == "write" && !filepath.IsAbs(c.file(c.args[0])) {
-		return nil // a pipe, an eventfd
+	if c.name == "write" && (c.args[0] <= 2 || !filepath.IsAbs(c.file(c.args[0]))) {
+		return nil // what it says, a pipe, an eventfd
 	}
 	end.ops++
 	v := judge(c)
