@@ -34,6 +34,8 @@ func mustHost(t testing.TB, files map[string]sourcetest.File, names ...string) *
 	return h
 }
 
+func file(data string) sourcetest.File { return sourcetest.File{Data: data} }
+
 func text(files ...string) map[string]sourcetest.File {
 	m := map[string]sourcetest.File{}
 	for _, f := range files {

@@ -117,6 +117,7 @@ func (e *OtherMachineError) Hint() string {
 type candidate struct {
 	path   string // hosts/web1.bu, or hosts/web1 for a folder
 	folder bool
+	beside string // of a file: the folder with what belongs to it, "" when there is none
 }
 
 // Host finds the config of the first of the machine's names that has one and
@@ -233,7 +234,7 @@ func (r *Repo) candidate(e source.Entry) (candidate, bool) {
 	if !folder && !isDocument(e) || folder && (e.Path == r.Config.HostsDir || e.Path == r.Config.FilesDir) || r.shared(e.Path) {
 		return candidate{}, false
 	}
-	return candidate{e.Path, folder}, true
+	return candidate{path: e.Path, folder: folder}, true
 }
 
 // isHost tells whether a candidate has something to apply.
@@ -273,6 +274,7 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 		if err != nil {
 			return nil, err
 		}
+		first, beside := len(found), ""
 		for _, e := range list {
 			if file, _ := stem(e.Path); !strings.EqualFold(file, name) && !strings.EqualFold(path.Base(e.Path), name) {
 				continue // first of all: there may be thousands
@@ -281,11 +283,18 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 			if !ok || !strings.EqualFold(c.host(), name) {
 				continue
 			}
-			if isHost, err := r.isHost(c); err != nil {
+			isHost, err := r.isHost(c)
+			switch {
+			case err != nil:
 				return nil, err
-			} else if isHost {
+			case isHost:
 				found = append(found, c)
+			default:
+				beside = c.path
 			}
+		}
+		for i := range found[first:] {
+			found[first+i].beside = beside
 		}
 	}
 	return found, nil
@@ -400,7 +409,7 @@ func (r *Repo) groupLayer(group, layer string) (candidate, *finding.Finding, err
 		if err == nil && !slices.ContainsFunc(inside, belongs) {
 			return bad("put a .bu file into it", "%s has nothing that is a layer's", layer)
 		}
-		return candidate{layer, true}, nil, err
+		return candidate{path: layer, folder: true}, nil, err
 	case !isDocument(e):
 		return bad("name a file that ends in .bu, or a folder", "%s is no Butane file", layer)
 	}
@@ -436,12 +445,7 @@ func (r *Repo) layer(p place, t *templates) (layer Layer, folder string, err err
 			return layer, "", fmt.Errorf("looking for %s: %w", p.path, err)
 		}
 		entries = []source.Entry{e}
-		if p.group != "" {
-			break // only a host's file has a folder beside it
-		}
-		if folder, err = r.beside(p.candidate); err != nil {
-			return layer, "", err
-		}
+		folder = p.beside
 	}
 	var wrong finding.List
 	for _, e := range entries {
@@ -460,20 +464,6 @@ func (r *Repo) layer(p place, t *templates) (layer Layer, folder string, err err
 		layer.Documents = append(layer.Documents, d)
 	}
 	return layer, folder, wrong.Err()
-}
-
-// beside is the folder hosts/N of hosts/N.bu, "" when there is none.
-func (r *Repo) beside(file candidate) (string, error) {
-	list, err := r.list(path.Dir(file.path))
-	if err != nil {
-		return "", err
-	}
-	for _, e := range list {
-		if e.Mode == source.Directory && strings.EqualFold(path.Base(e.Path), file.host()) && e.Path != r.Config.HostsDir {
-			return e.Path, nil
-		}
-	}
-	return "", nil
 }
 
 // references finds what the layers refer to and looks it up.

@@ -51,17 +51,13 @@ func (t *tree) Entry(p string) (source.Entry, error) {
 		if err != nil {
 			return source.Entry{}, err
 		}
-		found := false
-		for _, e := range entries {
-			if e.Path == name {
-				e.Path, found = path.Join(at.Path, name), true
-				at = e
-				break
-			}
-		}
+		i, found := slices.BinarySearchFunc(entries, name, func(e source.Entry, name string) int { return strings.Compare(e.Path, name) })
 		if !found {
 			return source.Entry{}, notExist(p)
 		}
+		dir := at.Path
+		at = entries[i]
+		at.Path = path.Join(dir, name)
 	}
 	return at, nil
 }
@@ -81,10 +77,12 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]source.Entry, len(entries))
-	for i, e := range entries {
-		e.Path = path.Join(p, e.Path)
-		list[i] = e
+	list := slices.Clone(entries)
+	if p == "." {
+		return list, nil
+	}
+	for i := range list {
+		list[i].Path = p + "/" + list[i].Path // p is clean: joining thousands costs
 	}
 	return list, nil
 }
