@@ -35,12 +35,23 @@ type logind struct {
 	late   bool // somebody holds it off between the look and the question
 	asks   int
 	checks error // of boot-complete.target
+	called func(what string)
 }
 
-func (l *logind) BootID() string                             { return fmt.Sprint("boot", l.boot) }
-func (l *logind) Blockers(context.Context) ([]string, error) { return l.held, nil }
-func (l *logind) BootChecks(context.Context) error           { return l.checks }
+func (l *logind) BootID() string { return fmt.Sprint("boot", l.boot) }
+
+func (l *logind) Blockers(context.Context) ([]string, error) {
+	l.called("inhibitors")
+	return l.held, nil
+}
+
+func (l *logind) BootChecks(context.Context) error {
+	l.called("boot-complete")
+	return l.checks
+}
+
 func (l *logind) Reboot(context.Context) error {
+	l.called("reboot")
 	if l.late {
 		return fmt.Errorf("%w: backup", update.ErrVeto)
 	}
@@ -48,11 +59,16 @@ func (l *logind) Reboot(context.Context) error {
 	return nil
 }
 
+// died is what a process leaves that is killed.
+type died struct{}
+
 // scripts stands in for script directories: phases that exist, and how they end.
 type scripts struct {
-	log  []string
-	fail map[hooks.Phase]bool
-	yes  map[hooks.Phase]bool
+	log []string
+	// called is told of everything that a change does to the world.
+	called func(what string)
+	fail   map[hooks.Phase]bool
+	yes    map[hooks.Phase]bool
 }
 
 func (s *scripts) List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error) {
@@ -67,6 +83,7 @@ func (s *scripts) List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, erro
 func (s *scripts) Strays() ([]hooks.Ignored, error) { return nil, nil }
 
 func (s *scripts) Run(_ context.Context, phase hooks.Phase, _ map[string]string) error {
+	s.called(string(phase))
 	s.log = append(s.log, string(phase))
 	if s.fail[phase] {
 		return errors.New("exit status 1")
@@ -75,6 +92,7 @@ func (s *scripts) Run(_ context.Context, phase hooks.Phase, _ map[string]string)
 }
 
 func (s *scripts) Ask(_ context.Context, phase hooks.Phase, _ map[string]string) (bool, string, error) {
+	s.called(string(phase) + "?")
 	s.log = append(s.log, string(phase)+"?")
 	return s.yes[phase], string(phase) + ".d/10", nil
 }
@@ -84,7 +102,7 @@ func (s *scripts) RunOnce(context.Context, hooks.Phase, map[string]string, func(
 }
 
 // native is an engine that has nothing to write.
-type native struct{ log *[]string }
+type native struct{ scripts *scripts }
 
 func (n native) Name() string { return "native" }
 
@@ -93,12 +111,14 @@ func (n native) Check(context.Context, *engine.Job) (engine.Result, error) {
 }
 
 func (n native) Apply(context.Context, *engine.Job) (engine.Result, error) {
-	*n.log = append(*n.log, "apply")
+	n.scripts.called("apply")
+	n.scripts.log = append(n.scripts.log, "apply")
 	return engine.Result{}, nil
 }
 
 func (n native) Rollback(context.Context, *engine.Job) (engine.Result, error) {
-	*n.log = append(*n.log, "undo")
+	n.scripts.called("undo")
+	n.scripts.log = append(n.scripts.log, "undo")
 	return engine.Result{}, nil
 }
 
@@ -127,8 +147,9 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
 		t: t, now: time.Date(2027, 1, 9, 3, 0, 0, 0, time.UTC), machine: &logind{boot: 1},
-		scripts: &scripts{fail: map[hooks.Phase]bool{}, yes: map[hooks.Phase]bool{}},
+		scripts: &scripts{fail: map[hooks.Phase]bool{}, yes: map[hooks.Phase]bool{}, called: func(string) {}},
 	}
+	b.machine.called = func(what string) { b.scripts.called(what) }
 	dir := t.TempDir()
 	h := host.New(filepath.Join(dir, "root"))
 	h.Now = func() time.Time { return b.now }
@@ -139,7 +160,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.Update = &update.Update{
-		Host: h, Dirs: dirs, State: &state.State{Schema: state.Schema}, Engine: native{&b.scripts.log}, Units: idleUnits{}, Log: quiet,
+		Host: h, Dirs: dirs, State: &state.State{Schema: state.Schema}, Engine: native{b.scripts}, Units: idleUnits{}, Log: quiet,
 		Keep: 5, MaxAttempts: 3, Hooks: func(string) update.Hooks { return b.scripts }, HealthSource: "never", Backoff: time.Minute,
 	}
 	paths, err := service.ParseGlobs([]string{"/etc/default/**"})
@@ -575,5 +596,131 @@ func TestBackoff(t *testing.T) {
 	g, err := update.Failures(b.Dirs)
 	if err != nil || len(g) != 1 || g[0].Result != "failed" {
 		t.Errorf("%+v, %v", g, err)
+	}
+}
+
+// TestCrashAnywhere ends the process at everything that it does to the world, in
+// a change that reboots and in one that is undone by another reboot, with and
+// without the machine going down too. Runs that go on end in the same state.
+func TestCrashAnywhere(t *testing.T) {
+	for _, ill := range []bool{false, true} {
+		for _, cut := range []bool{false, true} {
+			t.Run(fmt.Sprintf("ill=%v power=%v", ill, cut), func(t *testing.T) {
+				total := 0
+				want := crash(t, ill, cut, 0, &total)
+				if total < 9 {
+					t.Fatalf("only %d points", total)
+				}
+				for at := 1; at <= total; at++ {
+					if diff := cmp.Diff(want, crash(t, ill, cut, at, new(int))); diff != "" {
+						t.Errorf("killed at %d of %d (-uninterrupted +killed):\n%s", at, total, diff)
+					}
+				}
+			})
+		}
+	}
+}
+
+// crash carries a change out, killed once at a point (0: never), and returns
+// where it ends.
+func crash(t *testing.T, ill, cut bool, at int, points *int) []string {
+	t.Helper()
+	b := newBench(t)
+	for _, phase := range []hooks.Phase{hooks.PreUpdate, hooks.PostConfigure, hooks.Update, hooks.PostUpdate, hooks.Health} {
+		b.scripts.fail[phase] = false
+	}
+	b.scripts.fail[hooks.Health], b.scripts.yes[hooks.NeedsReboot] = ill, true
+	b.scripts.called = func(string) {
+		if *points++; *points == at {
+			panic(died{})
+		}
+	}
+	// attempt runs a process to its end, however that comes.
+	attempt := func(run func() error) (err error) {
+		defer func() {
+			if p := recover(); p == (any)(died{}) {
+				if cut {
+					b.machine.boot++
+				}
+				err = errors.New("killed")
+			} else if p != nil {
+				panic(p)
+			}
+		}()
+		return run()
+	}
+	err := attempt(func() error { return b.begin(&state.Change{OSWork: true}, "/etc/motd") })
+	for range 20 {
+		if said(err) == "wait" {
+			b.machine.boot++
+		} else if b.reload(); b.State.Change == nil {
+			break
+		} else {
+			b.now = b.now.Add(10 * time.Minute)
+		}
+		err = attempt(b.again)
+	}
+	b.reload()
+	b.machine.asks = 0 // one that was saved and not asked for is asked for again
+	end := []string{b.seen()}
+	if _, err := os.Stat(b.Dirs.Resume()); err == nil {
+		end = append(end, "the marker is left")
+	}
+	failures, err := update.Failures(b.Dirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := update.ReadGeneration(b.Dirs.Generation(1)); err == nil {
+		failures = append(failures, g)
+	}
+	for _, g := range failures {
+		end = append(end, g.Result)
+		for _, task := range g.Steps {
+			end = append(end, task.Name+" "+string(task.Status))
+		}
+	}
+	return end
+}
+
+// A change that an earlier release has pinned has none of the new steps, and goes
+// on without them.
+func TestChangeOfAnEarlierRelease(t *testing.T) {
+	b := newBench(t)
+	b.scripts.fail[hooks.PreUpdate] = true
+	if err := b.begin(&state.Change{}, "/etc/default/grub"); said(err) != "error:pre-update" {
+		t.Fatal(err)
+	}
+	c := b.State.Change
+	c.Tasks = slices.DeleteFunc(c.Tasks, func(task state.Task) bool {
+		return slices.Contains([]string{"needs-update", "check", "lock", "update", "needs-reboot", "reboot", "release"}, task.Name)
+	})
+	if err := state.Save(b.Dirs, b.State); err != nil {
+		t.Fatal(err)
+	}
+	b.scripts.fail[hooks.PreUpdate] = false
+	if err := b.again(); err != nil || b.seen() != "asks=0 applied=1" {
+		t.Errorf("%v: %s", err, b.seen())
+	}
+}
+
+// A way back that fails as often as a step may is left alone until an operator
+// goes on with it.
+func TestRollbackThatDoesNotEnd(t *testing.T) {
+	b := newBench(t)
+	b.scripts.fail[hooks.Health], b.scripts.fail[hooks.PostUpdate] = true, false
+	b.scripts.called = func(what string) {
+		b.scripts.fail[hooks.PostUpdate] = b.scripts.fail[hooks.PostUpdate] || what == "undo"
+	}
+	err := b.begin(&state.Change{}, "/etc/motd")
+	for range 2 {
+		err = b.again()
+	}
+	if said(err) != "error:health" || !b.Ended(b.State.Change) || b.State.Held == nil {
+		t.Fatalf("%v: %s", err, b.seen())
+	}
+	b.scripts.called = func(string) {}
+	b.scripts.fail[hooks.PostUpdate] = false
+	if err := b.Back(t.Context()); said(err) != "back:health" || b.seen() != "asks=0 held" {
+		t.Errorf("%v: %s", err, b.seen())
 	}
 }
