@@ -94,8 +94,8 @@ func TestOSWork(t *testing.T) {
 	m.hook("needs_update.d/10-package", "test -e /var/installed || { echo 1 package; exit 1; }")
 	m.hook("update.d/10-package", "touch /var/installed")
 	m.hook("needs_reboot.d/10-kernel", "test ! -e /var/installed || { echo another kernel; exit 1; }")
-	day := m.Run("date", "--date=2 days", "+%a")
-	m.Run("sed", "-i", "$a [reboot]\\nwindows = ['"+strings.TrimSpace(day)+" 00:00-24:00']", "/etc/reconf-pull/config.toml")
+	window := "windows = ['" + strings.TrimSpace(m.Run("date", "--date=2 days", "+%a")) + " 00:00-24:00']"
+	m.Run("sed", "-i", "$a [reboot]\\n"+window, "/etc/reconf-pull/config.toml")
 	if status, said := m.pull(); status != 75 || !strings.Contains(said, "outside the window, next opens") || !strings.Contains(said, "reboot.windows") {
 		t.Errorf("outside the window: the run ends with %d:\n%s", status, said)
 	}
@@ -120,4 +120,26 @@ func TestOSWork(t *testing.T) {
 	}
 	m.says(m.Run("reconf-pull", "show"), "OS work: needs_update.d/10-package: 1 package", "configure       skipped: only OS work is due", "rebooted: needs_reboot.d/10-kernel: another kernel")
 	m.converge()
+
+	// A need that shows only when the change is in place is put off.
+	m.Run("sed", "-i", "$a "+window, "/etc/reconf-pull/config.toml")
+	boot := m.BootID()
+	m.appPush("three")
+	if status, said := m.pull(); status != 0 || !strings.Contains(said, "waiting: a reboot is pending: needs_reboot.d/10-kernel: another kernel") {
+		t.Errorf("put off: the run ends with %d:\n%s", status, said)
+	}
+	out, status := m.Try("reconf-pull", "status")
+	if status != 3 {
+		t.Errorf("put off: status ends with %d:\n%s", status, out)
+	}
+	m.says(out, "reboot:   pending since", "window:   opens ", "next:     a reboot is pending: ")
+	before := m.state()
+	if status, _ := m.pull(); status != 0 || m.state() != before || m.BootID() != boot {
+		t.Errorf("outside the window: the run ends with %d, or wrote something, or rebooted", status)
+	}
+	m.Run("sed", "-i", "/^windows/d", "/etc/reconf-pull/config.toml")
+	m.reboots()
+	m.settled()
+	m.converge()
+	m.says(m.Run("reconf-pull", "show"), "a reboot is pending: needs_reboot.d/10-kernel", "update          skipped: only the pending reboot is due")
 }

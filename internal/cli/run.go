@@ -90,7 +90,11 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		}
 		return out.Aside // one document: what went wrong is in it
 	}
-	return errors.Join(a.print(outcome(out)), out.Aside)
+	text := outcome(out)
+	if out.Waiting != "" {
+		text += "waiting: " + out.Waiting + "\n"
+	}
+	return errors.Join(a.print(text), out.Aside)
 }
 
 // limited is a run that ends in time.

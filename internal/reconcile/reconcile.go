@@ -213,6 +213,9 @@ func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	started := r.Host.Now()
 	r.Update.NameUnused()
 	out, err := r.run(ctx)
+	if pending := r.Update.State.Reboot; pending != nil && out.Waiting == "" {
+		out.Waiting = "a reboot is pending: " + pending.Reason
+	}
 	out.Aside = r.Update.Broken
 	if held := r.Update.State.HeldOSWork; held != nil {
 		out.Aside = errors.Join(out.Aside, &OSWorkHeldError{*held})

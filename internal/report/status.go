@@ -154,12 +154,12 @@ func (s *Status) judge() {
 		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:
 		s.Health, s.Next = Pending, "nothing was applied yet: `reconf-pull run`"
-	case s.Last != nil && s.Last.Waiting != "":
-		s.Health, s.Next = Pending, "something waits, see above; the next runs look again"
 	case s.Reboot != nil && s.Spent != "":
 		s.Health, s.Next = Pending, "too many reboots: find out why one is needed again and again, or reboot by hand"
 	case s.Reboot != nil:
 		s.Health, s.Next = Pending, "a reboot is pending: the next run inside the window does it, and so does any other reboot"
+	case s.Last != nil && s.Last.Waiting != "":
+		s.Health, s.Next = Pending, "something waits, see above; the next runs look again"
 	case s.Last != nil && len(s.Last.Drift) > 0:
 		s.Health, s.Next = Pending, "paths drifted: `reconf-pull plan` shows them"
 	default:
