@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +70,7 @@ type scripts struct {
 	called func(what string)
 	fail   map[hooks.Phase]bool
 	yes    map[hooks.Phase]bool
+	full   error // of the disk, when the engine writes
 }
 
 func (s *scripts) List(phase hooks.Phase) ([]hooks.Script, []hooks.Ignored, error) {
@@ -113,6 +115,9 @@ func (n native) Check(context.Context, *engine.Job) (engine.Result, error) {
 func (n native) Apply(context.Context, *engine.Job) (engine.Result, error) {
 	n.scripts.called("apply")
 	n.scripts.log = append(n.scripts.log, "apply")
+	if n.scripts.full != nil {
+		return engine.Result{}, &engine.UntouchedError{Err: n.scripts.full}
+	}
 	return engine.Result{}, nil
 }
 
@@ -722,5 +727,17 @@ func TestRollbackThatDoesNotEnd(t *testing.T) {
 	b.scripts.fail[hooks.PostUpdate] = false
 	if err := b.Back(t.Context()); said(err) != "back:health" || b.seen() != "asks=0 held" {
 		t.Errorf("%v: %s", err, b.seen())
+	}
+}
+
+// A change that found no room is taken back before its first file: what
+// pre_update.d stopped is started again, and nothing is held.
+func TestNoRoom(t *testing.T) {
+	b := newBench(t)
+	b.scripts.fail[hooks.PreUpdate], b.scripts.fail[hooks.PostUpdate], b.scripts.fail[hooks.Error] = false, false, false
+	b.scripts.full = syscall.ENOSPC
+	err := b.begin(&state.Change{}, "/etc/motd")
+	if got := fmt.Sprint(said(err), ": ", b.seen(), ": ", b.scripts.log); got != "error:configure: asks=0: [pre_update apply post_update error]" || b.State.Change != nil {
+		t.Error(got)
 	}
 }

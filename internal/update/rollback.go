@@ -156,6 +156,11 @@ func untouched(change *state.Change) bool {
 	return i >= 0 && change.Tasks[i].Attempts == 0 && (change.Tasks[i].Status == state.Todo || change.Tasks[i].Status == state.Done)
 }
 
+// started tells whether a step of a change was ever begun.
+func started(change *state.Change, step string) bool {
+	return slices.ContainsFunc(change.Tasks, func(t state.Task) bool { return t.Name == step && t.Attempts > 0 })
+}
+
 // wentBack says how the way back ended. error.d hears of the failure once, when
 // it is over.
 func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine.Job, failed *pipeline.StepError, back error) error {
@@ -168,8 +173,7 @@ func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine
 
 // stays names what update.d installed: no rollback takes that away.
 func (u *Update) stays(change *state.Change, job *engine.Job) string {
-	i := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == "update" })
-	if i < 0 || change.Tasks[i].Attempts == 0 || u.Hooks == nil {
+	if !started(change, "update") || u.Hooks == nil {
 		return ""
 	}
 	scripts, _, err := u.hooks(job).List(hooks.Update)

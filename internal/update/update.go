@@ -633,10 +633,17 @@ func (u *Update) run(ctx context.Context, change *state.Change, job *engine.Job,
 		return err
 	}
 	err := u.runner(change).Run(ctx, change, u.steps(change, job), begun)
-	if errors.Is(err, engine.ErrUntouched) {
-		return errors.Join(err, u.forget(change))
-	}
 	var failed *pipeline.StepError
+	if errors.Is(err, engine.ErrUntouched) && errors.As(err, &failed) {
+		if started(change, "pre-update") {
+			// What pre_update.d stopped would stay so until there is room again.
+			if again := u.hook(ctx, hooks.PostUpdate, change, job, nil); again != nil {
+				u.Log.Errorf("after the change was taken back: %v", again)
+			}
+		}
+		u.failedHook(ctx, change, job, failed)
+		return errors.Join(err, u.forget(change), u.Release(ctx))
+	}
 	if errors.As(err, &failed) && ctx.Err() == nil {
 		return u.failed(ctx, change, job, failed)
 	}
