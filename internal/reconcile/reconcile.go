@@ -389,11 +389,17 @@ func (r *Reconciler) finishPinned(ctx context.Context, out *Outcome) error {
 func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
 	change := r.Update.State.Change
 	err := r.Update.Resume(ctx)
-	if errors.Is(err, update.ErrDamaged) {
+	var back *update.RolledBackError
+	switch {
+	case errors.As(err, &back) && back.Back != nil:
+		return err
+	case errors.As(err, &back) && errors.Is(err, update.ErrDamaged):
+		r.Log.Warn(err)
+		return nil
+	case errors.Is(err, update.ErrDamaged):
 		r.Log.Warnf("change %s is made anew from its source: %v", change.ID, err)
 		return r.Update.Abandon()
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
 	out.Result, out.Finished = Applied, change.ID
@@ -587,7 +593,7 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string, due d
 	applied := r.Update.State.Applied
 	inputs, err := update.ReadInputs(r.Dirs.Generation(applied.Generation))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", state.ErrUnreadable, err)
 	}
 	prop := &Proposal{
 		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
@@ -616,7 +622,7 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	var inputs update.Inputs
 	if applied := r.Update.State.Applied; applied != nil {
 		if inputs, err = update.ReadInputs(r.Dirs.Generation(applied.Generation)); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", state.ErrUnreadable, err)
 		}
 		in.Ignored = inputs.Ignored
 		in.Settings.OtherOS = prop.Deployment != applied.Deployment

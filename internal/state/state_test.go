@@ -202,3 +202,21 @@ func FuzzManifest(f *testing.F) {
 		}
 	})
 }
+
+// FuzzLoad: a state file that is not one is never taken for a first run.
+func FuzzLoad(f *testing.F) {
+	for _, seed := range []string{"", "{", "null", `{"schema": 1}`, `{"schema": 1, "change": {"tasks": [{"status": "doing"}]}}`, `{"schema": 2}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dirs := newDirs(t)
+		fatal(t, os.WriteFile(dirs.File(), data, 0o600))
+		st, err := state.Load(dirs)
+		if err != nil && !errors.Is(err, state.ErrUnreadable) {
+			t.Errorf("the error is %v", err)
+		}
+		if err == nil && st.Schema != state.Schema {
+			t.Errorf("taken for a state: %+v", st)
+		}
+	})
+}

@@ -50,6 +50,9 @@ func (e *RolledBackError) Error() string {
 		done = "nothing was written"
 	}
 	text := fmt.Sprintf("%v\n%s, and %s is held", e.Failed, done, held)
+	if errors.Is(e.Failed, ErrDamaged) {
+		text = fmt.Sprintf("%v\n%s, and is made anew from its source", e.Failed, done)
+	}
 	if e.Stays != "" {
 		text += "\n" + e.Stays
 	}
@@ -84,6 +87,8 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 	case u.triesLeft(change, err.Step):
 		u.failedHook(ctx, change, job, err)
 		return err
+	case u.KeepFailed && errors.Is(err, ErrDamaged):
+		return err // it is made anew, and what it wrote counts as base
 	case u.KeepFailed:
 		u.failedHook(ctx, change, job, err)
 		u.hold(change, err.Step, err.Err)
@@ -129,7 +134,11 @@ func (u *Update) rollBack(ctx context.Context, change *state.Change, job *engine
 	if err := u.beginBack(change, job); err != nil {
 		return err
 	}
-	u.hold(change, failed.Step, failed.Err)
+	if errors.Is(failed, ErrDamaged) {
+		u.keepLock() // the digest is not at fault: its source has it whole
+	} else {
+		u.hold(change, failed.Step, failed.Err)
+	}
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		return errors.Join(failed, err)
 	}
@@ -270,6 +279,8 @@ func (s *recordFailure) Run(context.Context) error {
 	}
 	if u.State.Held != nil || u.State.HeldOSWork != nil {
 		g.Error = u.why(s.change).Error()
+	} else if failed := s.change.Failure(); failed != nil {
+		g.Error = failed.Name + ": " + failed.Detail
 	}
 	if err := keep(s.job, u.Dirs.Failed(s.change.ID), g); err != nil {
 		return err
@@ -329,14 +340,14 @@ func (u *Update) Back(ctx context.Context) error {
 	dir := u.Dirs.Generation(st.Applied.Generation)
 	g, err := ReadGeneration(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", state.ErrUnreadable, err)
 	}
 	if _, err := ReadGeneration(u.Dirs.Generation(st.Applied.Generation - 1)); err != nil {
 		return &BackError{"the generation before this one is not kept"}
 	}
 	job, err := readJob(g.Change, dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", state.ErrUnreadable, err)
 	}
 	change := &state.Change{
 		ID: g.Change, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Previous: g.Previous, Digest: g.Digest,

@@ -207,6 +207,9 @@ func ReadGeneration(dir string) (*Generation, error) {
 	if err := readJSON(filepath.Join(dir, "generation.json"), &g); err != nil {
 		return nil, err
 	}
+	if g.Change == "" {
+		return nil, fmt.Errorf("%w: %s is no record of a change", ErrDamaged, filepath.Join(dir, "generation.json"))
+	}
 	return &g, nil
 }
 

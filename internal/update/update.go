@@ -6,6 +6,7 @@
 package update
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -519,6 +520,9 @@ func readJSON(path string, into any) error {
 	}
 	if err := json.Unmarshal(data, into); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
+	}
+	if string(bytes.TrimSpace(data)) == "null" { // which json takes for an empty one
+		return fmt.Errorf("%w: %s is empty", ErrDamaged, path)
 	}
 	return nil
 }

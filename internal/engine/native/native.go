@@ -412,11 +412,8 @@ func (t *transaction) copyBlob(into *os.File, sum string) error {
 		stored = filepath.Join(t.Blobs, sum)
 	}
 	blob, err := os.Open(stored)
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
-	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
 	}
 	defer blob.Close()
 	seen := sha256.New()
