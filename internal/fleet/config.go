@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
 
@@ -23,6 +24,12 @@ type Config struct {
 	Vars     map[string]any        `toml:"vars"`
 	Groups   map[string]*Group     `toml:"group"`
 	Hosts    map[string]*HostTable `toml:"host"`
+	Service  Service               `toml:"service"`
+}
+
+// Service says what belongs to which unit, on every host.
+type Service struct {
+	Watch []service.Watch `toml:"watch"`
 }
 
 // Group is one [group.X]: what the hosts whose names match have in common.
@@ -140,6 +147,11 @@ func (r *Repo) decode() error {
 	wrong = append(wrong, r.wrongVars(c.Vars, "vars")...)
 	for _, name := range r.order {
 		wrong = append(wrong, r.group(name, c.Groups[name])...)
+	}
+	for _, w := range c.Service.Watch {
+		if err := w.Validate(); err != nil {
+			wrong = append(wrong, r.wrong("", []string{"service", "watch"}, "service.watch: %v", err))
+		}
 	}
 	return append(wrong, r.hostTables()...).Err()
 }

@@ -46,6 +46,8 @@ func TestWrongFleetToml(t *testing.T) {
 		{"twins but for case", "[host.web1]\n[host.WEB1]\n",
 			`fleet.toml:1:1: [host.WEB1] and [host.web1] are the same host (keep one of them: names of hosts do not differ by case alone)`},
 		{"no name of a host", "[host.'../x']\n", `fleet.toml:1:1: "../x" cannot be the name of a host config`},
+		{"a watch", "[[service.watch]]\npath = 'etc/x'\nunit = 'x.service'\n", `fleet.toml:1:1: service.watch: `},
+		{"past the end", "schema = 1\nx", `fleet.toml:2:2: unexpected EOF`},
 		{"not UTF-8", "schema = 1\n# \xff\n", `fleet.toml:2:3: it is not UTF-8 (save it as UTF-8)`},
 		{"byte order mark", "\ufeffschema = 1\n", `fleet.toml:1:1: it begins with a byte order mark (save it as UTF-8 without a byte order mark)`},
 		{"all of them", "files_dir = '/'\n[group.a]\nhosts = ['[']\nlayers = ['/x']\n",

@@ -59,6 +59,13 @@ func (h *HostConfig) digest(extra []Input) {
 			h.Inputs = append(h.Inputs, Input{Kind: "setting", Name: set.name, ID: set.value})
 		}
 	}
+	for _, w := range h.Watches {
+		to := w.Unit
+		if len(w.Run) > 0 {
+			to = fmt.Sprintf("%q", w.Run)
+		}
+		h.Inputs = append(h.Inputs, Input{Kind: "watch", Name: w.Path, ID: to})
+	}
 	for _, layer := range h.Layers {
 		for _, d := range layer.Documents {
 			h.Inputs = append(h.Inputs, Input{Kind: "layer", Name: d.Entry.Path, Mode: d.Entry.Mode, ID: d.Entry.ID})

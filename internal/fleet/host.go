@@ -12,6 +12,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
@@ -67,8 +68,10 @@ type HostConfig struct {
 	Vars       map[string]any // merged for this host; to be read only
 	Layers     []Layer        // of the groups, in their order, then the host's own
 	References []Reference
+	Watches    []service.Watch
 	Inputs     []Input
 	Digest     Digest
+	Warnings   finding.List
 	// Unsupported is what belongs to the host and would be passed over: this
 	// release knows nothing of it, or it cannot be used where it lies. The caller
 	// refuses to apply it.
@@ -309,9 +312,16 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 		return nil, &OtherMachineError{Host: name, Want: table.MachineID, Have: m.Facts.MachineID}
 	}
 	if h.Retired != "" {
+		f := r.wrong("", []string{"host", known, "retired"}, "%s is retired: nothing is changed on it any more", name)
+		if h.Retired == RetiredRemove {
+			f.Message = name + " is retired: everything managed is removed from it"
+		}
+		f.Severity = finding.Warning
+		h.Warnings = finding.List{f}
 		h.digest(nil)
 		return h, nil
 	}
+	h.Watches = r.Config.Service.Watch
 	var wrong finding.List
 	h.Vars, wrong = r.vars(h.Groups, known)
 	places, list, err := r.places(h.Groups)

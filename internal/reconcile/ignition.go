@@ -36,7 +36,7 @@ func (t Translation) Ignition() (json.RawMessage, *Translated, error) {
 	type reference struct {
 		Source string `json:"source"`
 	}
-	var merge []reference
+	merge := []reference{}
 	for _, raw := range whole {
 		merge = append(merge, reference{"data:;base64," + base64.StdEncoding.EncodeToString(raw)})
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/update"
@@ -137,6 +138,7 @@ type Proposal struct {
 	Deployment string
 	Reasons    []string
 	Retired    fleet.Retirement
+	Watches    []service.Watch // of the fleet repo
 	// Scripts are the fleet repo's, to be pinned with the change.
 	Scripts []update.Script
 	// Runs are the scripts that the change runs: none when it takes the short way.
@@ -574,7 +576,8 @@ func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree sour
 		return nil, err
 	}
 	prop := &Proposal{
-		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Scripts: scripts, due: due,
+		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Watches: hc.Watches,
+		Scripts: scripts, due: due,
 	}
 	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
 	if prop.Plan != nil {
@@ -597,7 +600,7 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string, due d
 	}
 	prop := &Proposal{
 		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
-		Ignored: inputs.Ignored, Reasons: reasons, Scripts: inputs.Scripts, due: due,
+		Ignored: inputs.Ignored, Reasons: reasons, Watches: inputs.Watches, Scripts: inputs.Scripts, due: due,
 	}
 	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
 		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
@@ -610,6 +613,7 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	prop.Deployment = r.Host.Deployment()
 	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
 	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine()}, r.Settings
+	in.Settings.Watches = append(slices.Clone(r.Settings.Watches), prop.Watches...)
 	if prop.Retired == fleet.RetiredRemove {
 		in.Settings.AllowMassRemoval = true
 	}
@@ -684,7 +688,7 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome,
 	st := r.Update.State
 	st.Ref = prop.Revision.Ref
 	r.Announce(prop)
-	inputs := update.Inputs{Ignored: prop.Ignored, Scripts: prop.Scripts}
+	inputs := update.Inputs{Ignored: prop.Ignored, Watches: prop.Watches, Scripts: prop.Scripts}
 	out.Plan, out.Scripts = prop.Plan, prop.Runs
 	defer r.timed(&r.phases.Change)()
 	if short {

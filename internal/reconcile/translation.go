@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -128,7 +129,7 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("exporting what the host config refers to: %w", err)
 	}
-	out := &Translated{Nonce: nonce}
+	out := &Translated{Nonce: nonce, Findings: slices.Clone(t.Config.Warnings)}
 	var groups []butane.Group
 	for _, layer := range t.Config.Layers {
 		var files []butane.Config

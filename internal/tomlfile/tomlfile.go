@@ -156,6 +156,7 @@ func at(name string, data []byte, err error) finding.Finding {
 		if at := parse.Position.Start; at < len(data) && data[at] == '\n' && bytes.Count(data[:at], []byte("\n"))+1 < f.Line {
 			f.Line-- // the library has counted the newline that it trips over
 		}
+		f.Column = min(f.Column, len(lineOf(data, f.Line))+1) // the library counts on past the end
 		f.Message = strings.TrimSuffix(parse.Message, ".")
 		f.Excerpt = excerpt(data, f.Line)
 		return f

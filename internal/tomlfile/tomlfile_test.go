@@ -55,7 +55,7 @@ func TestDecode(t *testing.T) {
 		{"in an array of tables", "[[unit]]\nretired = true\n[[unit]]\nretird = true\n", []string{`f.toml:4:1: unknown key "unit.retird" (did you mean "unit.retired"?)`}},
 		{"in an inline table", "source = { ulr = 'x' }\n", []string{`f.toml:1:1: unknown key "source.ulr" (did you mean "source.url"?)`}},
 		{"syntax", "schema = 1\nfiles_dir = \n", []string{`f.toml:2:13: expected value but found '\n' instead`}},
-		{"twice", "schema = 1\nschema = 2\n", []string{`f.toml:2:12: Key 'schema' has already been defined`}},
+		{"twice", "schema = 1\nschema = 2\n", []string{`f.toml:2:11: Key 'schema' has already been defined`}},
 		{"wrong type", "schema = 'one'\n", []string{`f.toml:1:1: "schema" is a string, and an integer is needed`}},
 		{"value for a table", "host = 5\n", []string{`f.toml:1:1: "host" is an integer, and a table is needed`}},
 		{"text refused", "[source]\ntimeout = 'soon'\n", []string{`f.toml:2:12: time: invalid duration "soon"`}},

@@ -32,6 +32,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -100,6 +101,8 @@ type Update struct {
 // repeats it.
 type Inputs struct {
 	Ignored []desired.Section `json:"ignored,omitempty"`
+	// Watches are the fleet repo's: what brings this generation back asks them.
+	Watches []service.Watch `json:"watches,omitempty"`
 	// Scripts are the fleet repo's; they lie beside the plan.
 	Scripts []Script `json:"scripts,omitempty"`
 }
