@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/expand"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
 )
@@ -153,10 +154,44 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 	}
 }
 
+// docs/fleet.md has a row for every key of fleet.toml and for every function of
+// a template.
+func TestFleetIsDocumented(t *testing.T) {
+	var keys []string
+	for _, key := range keysOf("", reflect.TypeFor[fleet.Config]()) {
+		switch key {
+		case "group":
+			keys = append(keys, keysOf("group.X.", reflect.TypeFor[fleet.Group]())...)
+		case "host":
+			keys = append(keys, keysOf("host.N.", reflect.TypeFor[fleet.HostTable]())...)
+		default:
+			keys = append(keys, key)
+		}
+	}
+	documented := rows(t, "docs/fleet.md", regexp.MustCompile("(?m)^\\| `([a-z_]+(?:\\.[a-zA-Z_.]+)?)` \\|"))
+	slices.Sort(keys)
+	slices.Sort(documented)
+	if !slices.Equal(keys, documented) {
+		t.Errorf("keys are      %v\ndocumented are %v", keys, documented)
+	}
+	page, err := os.ReadFile("../../docs/fleet.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range expand.Functions() {
+		if !regexp.MustCompile("`" + name + "[` ]").Match(page) {
+			t.Errorf("docs/fleet.md does not name the function %s", name)
+		}
+	}
+}
+
 func keysOf(prefix string, s reflect.Type) []string {
 	var keys []string
 	for i := range s.NumField() {
 		f := s.Field(i)
+		if !f.IsExported() {
+			continue
+		}
 		key := prefix + f.Tag.Get("toml")
 		if f.Type.Kind() == reflect.Struct {
 			keys = append(keys, keysOf(key+".", f.Type)...)

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -66,6 +68,9 @@ func (r *run) functions() template.FuncMap {
 	}
 	return all
 }
+
+// Functions are the names of all functions that are not text/template's own.
+func Functions() []string { return slices.Sorted(maps.Keys((&run{}).functions())) }
 
 // index is text/template's, except that a key that is missing is an error, as
 // it is after a dot.
