@@ -44,6 +44,7 @@ type Repo struct {
 	toml  []byte            // fleet.toml as it was read
 	order []string          // names of the groups as fleet.toml has them
 	hosts map[string]string // names of the [host.N] by themselves in lower case
+	memo  memo
 }
 
 // Open reads fleet.toml, which need not be there.
@@ -70,7 +71,10 @@ func Open(tree source.Tree) (*Repo, error) {
 			continue
 		}
 		at := r.at(dir.key)
-		folder, err := tree.Entry(dir.value)
+		if _, err := tree.Names(dir.value); err == nil {
+			continue
+		}
+		_, err := tree.Entry(dir.value)
 		var link *source.SymlinkError
 		switch {
 		case errors.As(err, &link):
@@ -79,15 +83,15 @@ func Open(tree source.Tree) (*Repo, error) {
 			return nil, refuse(at, "name a folder that exists; git keeps none that is empty", "%s: there is no folder %s in the fleet repo", dir.key, dir.value)
 		case err != nil:
 			return nil, fmt.Errorf("looking for %s: %w", dir.value, err)
-		case folder.Mode != source.Directory:
+		default:
 			return nil, refuse(at, "name a folder", "%s: %s is no folder", dir.key, dir.value)
 		}
 	}
 	return r, nil
 }
 
-// text reads a file that must be UTF-8.
-func (r *Repo) text(e source.Entry, limit int64) ([]byte, error) {
+// utf8Text reads a file that must be UTF-8.
+func (r *Repo) utf8Text(e source.Entry, limit int64) ([]byte, error) {
 	at := finding.Position{File: e.Path}
 	switch {
 	case e.Mode == source.Symlink:

@@ -163,26 +163,24 @@ func (r *Repo) Hosts() ([]string, error) {
 			names[name] = true // its files may be gone already
 		}
 	}
-	for _, dir := range r.dirs() {
-		list, err := r.list(dir)
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range list {
-			c, ok := r.candidate(e)
-			if !ok || CheckName(c.host()) != nil {
+	all, err := r.gather(func(source.Entry) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	for _, found := range all {
+		for _, c := range found {
+			if CheckName(c.host()) != nil {
 				continue
 			}
-			if isHost, err := r.isHost(c); err != nil {
-				return nil, err
-			} else if isHost {
-				if known, _ := r.table(c.host()); known != c.host() {
-					delete(names, known)
-				}
-				names[c.host()] = true
+			if known, _ := r.table(c.host()); known != c.host() {
+				delete(names, known)
 			}
+			names[c.host()] = true
 		}
 	}
+	r.memo.mu.Lock()
+	defer r.memo.mu.Unlock()
+	r.memo.candidates = all
 	return slices.Sorted(maps.Keys(names)), nil
 }
 
@@ -215,15 +213,20 @@ func (r *Repo) dirs() []string {
 
 // list is the content of a folder, nothing when there is no such folder.
 func (r *Repo) list(dir string) ([]source.Entry, error) {
-	e, err := r.tree.Entry(dir)
+	return r.listed(dir, r.tree.List)
+}
+
+// names is list without ids: that of a whole checkout reads all of it.
+func (r *Repo) names(dir string) ([]source.Entry, error) {
+	return r.listed(dir, r.tree.Names)
+}
+
+func (r *Repo) listed(dir string, by func(string) ([]source.Entry, error)) ([]source.Entry, error) {
+	list, err := by(dir)
 	var link *source.SymlinkError
-	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &link) || err == nil && e.Mode != source.Directory {
+	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &link) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("looking for %s: %w", dir, err)
-	}
-	list, err := r.tree.List(dir)
 	if err != nil {
 		return nil, fmt.Errorf("listing %s: %w", dir, err)
 	}
@@ -245,7 +248,7 @@ func (r *Repo) isHost(c candidate) (bool, error) {
 	if !c.folder {
 		return true, nil
 	}
-	inside, err := r.list(c.path)
+	inside, err := r.names(c.path)
 	return slices.ContainsFunc(inside, isDocument), err
 }
 
@@ -271,36 +274,56 @@ func (r *Repo) shared(p string) bool {
 }
 
 func (r *Repo) candidates(name string) ([]candidate, error) {
-	var found []candidate
+	r.memo.mu.Lock()
+	known := r.memo.candidates
+	r.memo.mu.Unlock()
+	if known != nil {
+		return known[strings.ToLower(name)], nil
+	}
+	all, err := r.gather(func(e source.Entry) bool { // first of all: there may be thousands
+		file, _ := stem(e.Path)
+		return strings.EqualFold(file, name) || strings.EqualFold(path.Base(e.Path), name)
+	})
+	return all[strings.ToLower(name)], err
+}
+
+// gather finds the candidates among the wanted entries, by their names in lower
+// case.
+func (r *Repo) gather(wanted func(source.Entry) bool) (map[string][]candidate, error) {
+	all := map[string][]candidate{}
 	for _, dir := range r.dirs() {
-		list, err := r.list(dir)
+		list, err := r.names(dir)
 		if err != nil {
 			return nil, err
 		}
-		first, beside := len(found), ""
+		here, beside := map[string][]candidate{}, map[string]string{}
 		for _, e := range list {
-			if file, _ := stem(e.Path); !strings.EqualFold(file, name) && !strings.EqualFold(path.Base(e.Path), name) {
-				continue // first of all: there may be thousands
-			}
-			c, ok := r.candidate(e)
-			if !ok || !strings.EqualFold(c.host(), name) {
+			if !wanted(e) {
 				continue
 			}
+			c, ok := r.candidate(e)
+			if !ok {
+				continue
+			}
+			name := strings.ToLower(c.host())
 			isHost, err := r.isHost(c)
 			switch {
 			case err != nil:
 				return nil, err
 			case isHost:
-				found = append(found, c)
+				here[name] = append(here[name], c)
 			default:
-				beside = c.path
+				beside[name] = c.path
 			}
 		}
-		for i := range found[first:] {
-			found[first+i].beside = beside
+		for name, found := range here {
+			for _, c := range found {
+				c.beside = beside[name]
+				all[name] = append(all[name], c)
+			}
 		}
 	}
-	return found, nil
+	return all, nil
 }
 
 // read reads the config of a host: the layers of its groups, then its own. A
@@ -480,7 +503,7 @@ func (r *Repo) layer(p place, t *templates) (layer Layer, folder string, err err
 func (r *Repo) references(h *HostConfig, t *templates) error {
 	for _, layer := range h.Layers {
 		for _, d := range layer.Documents {
-			refs, err := butane.References(d.Entry.Path, d.Data, d.Written)
+			refs, err := r.referencesOf(d)
 			var bad *finding.Failure
 			if errors.As(err, &bad) {
 				continue // translating finds the same again, and all the rest that is wrong
@@ -522,11 +545,15 @@ func unsupportedReference(ref butane.Reference) string {
 	return ""
 }
 
-func (r *Repo) resolve(ref butane.Reference) (source.Entry, error) {
+// target is the path in the repo that a reference names, unless it is one that
+// is refused.
+func (r *Repo) target(ref butane.Reference) (string, bool) {
 	p := path.Join(r.Config.FilesDir, ref.Path)
-	if ref.Path == "" || strings.HasPrefix(ref.Path, "/") || strings.Contains("/"+ref.Path+"/", "/../") || !fs.ValidPath(p) {
-		return source.Entry{}, nil
-	}
+	ok := ref.Path != "" && !strings.HasPrefix(ref.Path, "/") && !strings.Contains("/"+ref.Path+"/", "/../") && fs.ValidPath(p)
+	return p, ok
+}
+
+func (r *Repo) lookUp(p string) (source.Entry, error) {
 	e, err := r.tree.Entry(p)
 	var link *source.SymlinkError
 	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &link) {
@@ -576,7 +603,7 @@ func (r *Repo) similar(names []string) []string {
 	}
 	var all []near
 	for _, dir := range r.dirs() {
-		list, err := r.list(dir)
+		list, err := r.names(dir)
 		if err != nil {
 			continue
 		}

@@ -34,6 +34,7 @@ type Tree struct {
 	mu      sync.Mutex
 	entries map[string]source.Entry
 	folders map[string][]fs.DirEntry
+	parent  map[string]bool // folders that something was looked up through
 }
 
 // Open opens the directory.
@@ -42,7 +43,7 @@ func Open(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{root: root, entries: map[string]source.Entry{}, folders: map[string][]fs.DirEntry{}}, nil
+	return &Tree{root: root, entries: map[string]source.Entry{}, folders: map[string][]fs.DirEntry{}, parent: map[string]bool{}}, nil
 }
 
 // Close gives the directory back.
@@ -68,7 +69,7 @@ func (t *Tree) parents(p string) error {
 		return &fs.PathError{Op: "look up", Path: p, Err: fs.ErrInvalid}
 	}
 	for i, c := range p {
-		if c != '/' {
+		if c != '/' || t.parent[p[:i]] {
 			continue
 		}
 		info, err := t.lstat(p[:i])
@@ -80,6 +81,7 @@ func (t *Tree) parents(p string) error {
 		case !info.IsDir(), t.isRepo(p[:i]):
 			return notExist(p, fs.ErrNotExist)
 		}
+		t.parent[p[:i]] = true
 	}
 	return nil
 }
@@ -202,43 +204,106 @@ func gitName(e source.Entry) string {
 func (t *Tree) List(p string) ([]source.Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err := t.parents(p); err != nil {
+	if err := t.isFolder(p); err != nil {
 		return nil, err
+	}
+	return t.list(p)
+}
+
+// Names is part of source.Tree: it looks at no file.
+func (t *Tree) Names(p string) ([]source.Entry, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.isFolder(p); err != nil {
+		return nil, err
+	}
+	names, err := t.names(p)
+	if err != nil {
+		return nil, err
+	}
+	var list []source.Entry
+	for _, name := range names {
+		e := source.Entry{Path: path.Join(p, name.Name()), Mode: source.Regular}
+		switch {
+		case name.IsDir() && t.isRepo(e.Path):
+			e.Mode = source.Submodule
+		case name.IsDir():
+			e.Mode = source.Directory
+			if full, err := t.hasFile(e.Path); err != nil {
+				return nil, err
+			} else if !full {
+				continue
+			}
+		case name.Type() == fs.ModeSymlink:
+			e.Mode = source.Symlink
+		}
+		list = append(list, e)
+	}
+	return list, nil
+}
+
+// hasFile tells whether there is anything that git can store below a folder.
+func (t *Tree) hasFile(p string) (bool, error) {
+	names, err := t.names(p)
+	for _, name := range names {
+		below := path.Join(p, name.Name())
+		if !name.IsDir() || t.isRepo(below) {
+			return true, nil
+		}
+		if full, err := t.hasFile(below); full || err != nil {
+			return full, err
+		}
+	}
+	return false, err
+}
+
+func (t *Tree) isFolder(p string) error {
+	if err := t.parents(p); err != nil {
+		return err
 	}
 	info, err := t.lstat(p)
 	switch {
 	case err != nil:
-		return nil, notExist(p, err)
+		return notExist(p, err)
 	case info.Mode().Type() == fs.ModeSymlink:
-		return nil, &source.SymlinkError{Path: p, Link: p}
+		return &source.SymlinkError{Path: p, Link: p}
 	case !info.IsDir(), p != "." && t.isRepo(p):
-		return nil, notExist(p, fs.ErrNotExist)
+		return notExist(p, fs.ErrNotExist)
 	}
-	return t.list(p)
+	return nil
 }
 
 // emptyTree is the id of a folder with nothing in it.
 var emptyTree = id("tree", nil)
 
+// names are what git sees of a folder, in byte order.
+func (t *Tree) names(p string) ([]fs.DirEntry, error) {
+	if names, ok := t.folders[p]; ok {
+		return names, nil
+	}
+	dir, err := t.root.Open(p)
+	if err != nil {
+		return nil, err
+	}
+	names, err := dir.ReadDir(-1)
+	if err = errors.Join(err, dir.Close()); err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(name fs.DirEntry) bool {
+		return name.Name() == ".git" || name.Type()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0
+	})
+	slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	t.folders[p] = names
+	return names, nil
+}
+
 func (t *Tree) list(p string) ([]source.Entry, error) {
-	names, ok := t.folders[p]
-	if !ok {
-		dir, err := t.root.Open(p)
-		if err != nil {
-			return nil, err
-		}
-		names, err = dir.ReadDir(-1)
-		if err = errors.Join(err, dir.Close()); err != nil {
-			return nil, err
-		}
-		slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-		t.folders[p] = names
+	names, err := t.names(p)
+	if err != nil {
+		return nil, err
 	}
 	var list []source.Entry
 	for _, name := range names {
-		if name.Name() == ".git" || name.Type()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0 {
-			continue // git does not see these either
-		}
 		e, err := t.entry(path.Join(p, name.Name()))
 		if err != nil {
 			return nil, err

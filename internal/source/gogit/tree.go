@@ -87,6 +87,8 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 	return list, nil
 }
 
+func (t *tree) Names(p string) ([]source.Entry, error) { return t.List(p) }
+
 func (t *tree) Size(e source.Entry) (int64, error) {
 	return t.m.size(plumbing.NewHash(e.ID))
 }

@@ -128,14 +128,21 @@ func (t *Tree) Entry(name string) (source.Entry, error) {
 	return e, nil
 }
 
+// Names is part of source.Tree.
+func (t *Tree) Names(name string) ([]source.Entry, error) { return t.List(name) }
+
 // List is part of source.Tree.
 func (t *Tree) List(name string) ([]source.Entry, error) {
 	e, err := t.Entry(name)
 	if err != nil {
 		return nil, err
 	}
-	if e.Mode != source.Directory {
-		return nil, fmt.Errorf("%s is not a folder", name)
+	switch e.Mode {
+	case source.Directory:
+	case source.Symlink:
+		return nil, &source.SymlinkError{Path: name, Link: name}
+	default:
+		return nil, fmt.Errorf("%s is not a folder: %w", name, fs.ErrNotExist)
 	}
 	return slices.Clone(t.lists[e.Path]), nil
 }
