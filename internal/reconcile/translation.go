@@ -29,6 +29,8 @@ type Translation struct {
 	Contents *contents.Opener
 	// Overlaps: what two groups set differently is a warning.
 	Overlaps bool
+	// Shared, when set, remembers layers of groups for the hosts that come next.
+	Shared *Shared
 }
 
 // Translated is a host config after Butane.
@@ -119,24 +121,25 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	}
 	dir := scratch.Name()
 	defer func() { err = errors.Join(err, os.RemoveAll(dir), scratch.Close()) }()
-	nonce := rand.Text()
-	var refs []butane.Reference
+	out := &Translated{Nonce: rand.Text(), Findings: slices.Clone(t.Config.Warnings)}
+	if t.Shared != nil {
+		out.Nonce = t.Shared.nonce
+	}
+	refs := map[string][]fleet.Reference{}
 	for _, ref := range t.Config.References {
-		refs = append(refs, ref.Reference)
+		refs[ref.Position.File] = append(refs[ref.Position.File], ref)
 	}
-	exporter := butane.Exporter{Tree: t.Tree, FilesDir: t.Config.FilesDir, Dir: dir, Nonce: nonce, Expand: t.Config.Expand}
-	refused, err := exporter.Export(refs)
-	if err != nil {
-		return nil, fmt.Errorf("exporting what the host config refers to: %w", err)
-	}
-	out := &Translated{Nonce: nonce, Findings: slices.Clone(t.Config.Warnings)}
 	var groups []butane.Group
 	for _, layer := range t.Config.Layers {
 		var files []butane.Config
 		for _, doc := range layer.Documents {
-			cfg, said := butane.Translate(doc.Entry.Path, doc.Data, doc.Written, dir, t.Strict)
-			out.Findings = append(out.Findings, butane.Join(cfg.Excerpts(of(doc.Entry.Path, refused)), said)...)
-			files = append(files, cfg)
+			d := document{Translation: t, doc: doc, refs: refs[doc.Entry.Path], dir: dir, nonce: out.Nonce}
+			made, err := d.translate(layer.Group != "")
+			if err != nil {
+				return nil, fmt.Errorf("exporting what %s refers to: %w", doc.Entry.Path, err)
+			}
+			out.Findings = append(out.Findings, made.findings...)
+			files = append(files, made.config)
 		}
 		out.Findings = append(out.Findings, butane.Duplicates(files)...)
 		out.Documents = append(out.Documents, files...)
@@ -148,17 +151,6 @@ func (t Translation) Butane() (_ *Translated, err error) {
 		out.Findings = append(out.Findings, butane.Overlaps(groups)...)
 	}
 	return out, out.Findings.Err()
-}
-
-// of are the findings of one file.
-func of(file string, list finding.List) finding.List {
-	var own finding.List
-	for _, f := range list {
-		if f.File == file {
-			own = append(own, f)
-		}
-	}
-	return own
 }
 
 // scratch makes the private directory. It is locked while it is used: one that
