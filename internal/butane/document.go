@@ -480,6 +480,9 @@ func (d *document) badLine() int {
 
 // more tells whether a second YAML document follows, which Butane never reads.
 func more(data []byte) bool {
+	if !bytes.Contains(data, []byte("---")) && !bytes.Contains(data, []byte("...")) {
+		return false // what ends a document, and costs less to find than reading it
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var n yaml.Node
 	if dec.Decode(&n) != nil {

@@ -112,7 +112,7 @@ it or a file that it refers to has changed makes the running host match.
 	cmd.CompletionOptions.HiddenDefaultCmd = false
 	cmd.AddCommand(
 		a.runCommand(), a.planCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.hashCommand(), a.translateCommand(), a.versionCommand(), a.reachCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.hashCommand(), a.translateCommand(), a.validateCommand(), a.hostsCommand(), a.versionCommand(), a.reachCommand(),
 	)
 	return cmd
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/survey"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 	"github.com/reconf-pull/reconf-pull/internal/update"
 )
@@ -52,6 +53,7 @@ func statusOf(err error) int {
 		conf    *config.Error
 		step    *pipeline.StepError
 		noHost  *fleet.NoHostError
+		nobody  *survey.NoHostError
 		other   *reconcile.OtherHostError
 		machine *fleet.OtherMachineError
 		refused *plan.RefusedError
@@ -81,7 +83,7 @@ func statusOf(err error) int {
 		return exitSoftware
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.As(err, &timeout), errors.Is(err, source.ErrLocal):
 		return exitFailure
-	case errors.As(err, &noHost), errors.As(err, &other), errors.As(err, &machine):
+	case errors.As(err, &noHost), errors.As(err, &nobody), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable

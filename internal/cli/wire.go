@@ -49,8 +49,8 @@ func (a *app) machine() (*machine, error) {
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	if !slices.Contains([]string{"auto", "always", "never"}, a.color) {
-		return nil, &usageError{fmt.Errorf("--color %q is none of auto, always, never", a.color)}
+	if err := a.checkColor(); err != nil {
+		return nil, err
 	}
 	if a.options.root == "" { // the working directory is never meant by a variable that is not set
 		return nil, &usageError{errors.New("--root is empty")}
@@ -319,6 +319,13 @@ func (o offlineServices) UnitFileState(_ context.Context, unit string) (string, 
 func (offlineServices) Err() error { return nil }
 
 func (offlineServices) Close() {}
+
+func (a *app) checkColor() error {
+	if !slices.Contains([]string{"auto", "always", "never"}, a.color) {
+		return &usageError{fmt.Errorf("--color %q is none of auto, always, never", a.color)}
+	}
+	return nil
+}
 
 // colored tells whether w gets colour.
 func (a *app) colored(w io.Writer) bool {

@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
+	"github.com/reconf-pull/reconf-pull/internal/survey"
+)
+
+const fetchTimeout = 2 * time.Minute // of what a layer merges over http(s)
+
+// directory is the checkout that an author's command works on.
+func directory(given []string) string {
+	if len(given) == 1 {
+		return given[0]
+	}
+	return "."
+}
+
+func (a *app) validateCommand() *cobra.Command {
+	var globs []string
+	format, strict := "text", false
+	cmd := &cobra.Command{
+		Use:   "validate [DIR]",
+		Short: "Translate every host of a checkout and show all that is wrong",
+		Long: `Validate translates the config of every host of a checkout of the fleet repo, as the
+hosts will do it, and shows everything that is wrong and not only the first. What is
+wrong with a layer that hosts share is said once. DIR is the working directory unless
+it is named. It needs neither root nor a configured agent.
+
+It exits with 0 when all hosts are valid, with 65 when one is not, with 66 when there
+is no host.`,
+		Example: `  reconf-pull validate
+  reconf-pull validate --host 'web*' --strict ~/fleet
+  reconf-pull validate --format github`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if a.json {
+				format = "json"
+			}
+			return a.validate(cmd.Context(), directory(given), globs, format, strict)
+		},
+	}
+	cmd.Flags().StringArrayVar(&globs, "host", nil, "only hosts that this glob matches; may be given again")
+	cmd.Flags().StringVar(&format, "format", "text", "text, json, github (workflow commands, also for Gitea) or gitlab (code quality report)")
+	cmd.Flags().BoolVar(&strict, "strict", false, "warn also of what two groups set differently, and fail on warnings")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) validate(ctx context.Context, dir string, globs []string, format string, strict bool) (err error) {
+	if !slices.Contains([]string{"text", "json", "github", "gitlab"}, format) {
+		return &usageError{fmt.Errorf("--format %q is none of text, json, github, gitlab", format)}
+	}
+	if err := a.checkColor(); err != nil {
+		return err
+	}
+	tree, err := checkout.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	downloads, err := os.MkdirTemp("", "reconf-pull-*")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(downloads)) }()
+	v := survey.Validator{
+		Tree: tree, Overlaps: strict,
+		Contents: &contents.Opener{Tree: tree, Downloads: downloads, MaxFile: maxRemote, Client: &http.Client{Timeout: fetchTimeout}},
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
+	found, err := v.Run(ctx, globs)
+	if err != nil {
+		return err
+	}
+	at := fromHere(dir)
+	switch format {
+	case "json":
+		err = a.printJSON(report.NewValidationDocument(found))
+	case "github":
+		err = report.WriteGitHub(a.stdout, found, at)
+	case "gitlab":
+		err = report.WriteGitLab(a.stdout, found, at)
+	default:
+		err = (&report.ValidationText{Color: a.colored(a.stdout), Dir: at}).Write(a.stdout, found)
+	}
+	if err == nil && found.Failed(strict) {
+		return exitStatus(exitDataErr)
+	}
+	return err
+}
+
+// gcPercent lets the heap grow to five times what is in use: Butane leaves ten
+// times more garbage than result, and little of a fleet is in use at once.
+const gcPercent = 400
+
+// maxRemote bounds a config that a layer merges over http(s).
+const maxRemote = 16 << 20
+
+// fromHere leads from the working directory to dir, "" when dir does not lie below.
+func fromHere(dir string) string {
+	here, err1 := os.Getwd()
+	abs, err2 := filepath.Abs(dir)
+	rel, err3 := filepath.Rel(here, abs)
+	if errors.Join(err1, err2, err3) != nil || rel == "." || rel == ".." || strings.HasPrefix(rel, "../") {
+		return ""
+	}
+	return filepath.ToSlash(rel)
+}
+
+func (a *app) hostsCommand() *cobra.Command {
+	var globs []string
+	cmd := &cobra.Command{
+		Use:   "hosts [DIR]",
+		Short: "List every host of a checkout with its digest and layers",
+		Long: `Hosts lists the hosts of a checkout of the fleet repo, the digest of each and the
+layers that it is made of. DIR is the working directory unless it is named. Nothing is
+translated: validate does that. It exits with 65 when a host config cannot be read.`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error { return a.hosts(cmd.Context(), directory(given), globs) },
+	}
+	cmd.Flags().StringArrayVar(&globs, "host", nil, "only hosts that this glob matches; may be given again")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) hosts(ctx context.Context, dir string, globs []string) (err error) {
+	tree, err := checkout.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	repo, err := fleet.Open(tree)
+	if err != nil {
+		return err
+	}
+	names, _, err := survey.Select(repo, globs)
+	if err != nil {
+		return err
+	}
+	hosts, err := survey.Hosts(ctx, repo, names)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		err = a.printJSON(report.HostsDocument{Schema: report.HostsSchema, Hosts: hosts})
+	} else {
+		err = report.WriteHosts(a.stdout, hosts)
+	}
+	if err == nil && slices.ContainsFunc(hosts, func(h survey.Host) bool { return h.Findings != nil }) {
+		return exitStatus(exitDataErr)
+	}
+	return err
+}
