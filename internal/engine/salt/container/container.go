@@ -48,13 +48,9 @@ func (c *Caller) Place(path string) string {
 	return path
 }
 
-// Prepare looks for podman and for the image, and pulls or builds one that is
-// missing.
+// Prepare looks for the image, and pulls or builds one that is missing.
 func (c *Caller) Prepare(ctx context.Context) error {
-	if _, err := c.Runner.Run(ctx, "podman", "version", "--format", "{{.Client.Version}}"); err != nil {
-		return missing(fmt.Errorf("looking for podman: %w", err))
-	}
-	return c.Image.prepare(ctx, c.Runner, c.Log)
+	return missing(c.Image.prepare(ctx, c.Runner, c.Log))
 }
 
 // Stop ends and removes the container, whoever left it.
