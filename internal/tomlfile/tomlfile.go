@@ -153,7 +153,7 @@ func at(name string, data []byte, err error) finding.Finding {
 	var parse toml.ParseError
 	if errors.As(err, &parse) {
 		f.Line, f.Column = parse.Position.Line, parse.Position.Col
-		if at := parse.Position.Start; at < len(data) && data[at] == '\n' && bytes.Count(data[:at], []byte("\n"))+1 < f.Line {
+		if at := parse.Position.Start; at >= 0 && at < len(data) && data[at] == '\n' && bytes.Count(data[:at], []byte("\n"))+1 < f.Line {
 			f.Line-- // the library has counted the newline that it trips over
 		}
 		f.Column = min(f.Column, len(lineOf(data, f.Line))+1) // the library counts on past the end
