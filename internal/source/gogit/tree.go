@@ -1,7 +1,7 @@
 package gogit
 
 import (
-	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -122,28 +122,35 @@ func (t *tree) folder(id plumbing.Hash) ([]source.Entry, error) {
 
 // parseTree reads git's tree format: mode, space, name, NUL, id. What it says
 // was hashed already, so a mistake in it is its author's.
+//
+// A folder of thousands of hosts is read by each of them: names and ids are
+// parts of two strings, not strings of their own.
 func parseTree(data []byte) ([]source.Entry, error) {
 	const typical = 40 // bytes of an entry
+	rest := string(data)
 	entries := make([]source.Entry, 0, len(data)/typical)
-	for len(data) > 0 {
-		mode, rest, ok := bytes.Cut(data, []byte(" "))
-		name, rest, ok2 := bytes.Cut(rest, []byte("\x00"))
-		if !ok || !ok2 || len(rest) < len(plumbing.ZeroHash) {
+	raw := make([]byte, 0, cap(entries)*len(plumbing.ZeroHash))
+	for rest != "" {
+		mode, after, ok := strings.Cut(rest, " ")
+		name, after, ok2 := strings.Cut(after, "\x00")
+		if !ok || !ok2 || len(after) < len(plumbing.ZeroHash) {
 			return nil, errors.New("it is no tree")
 		}
-		bits, err := strconv.ParseUint(string(mode), 8, 32)
+		bits, err := strconv.ParseUint(mode, 8, 32)
 		if err != nil {
 			return nil, errors.New("it is no tree")
 		}
-		n := string(name)
 		switch {
-		case n == "" || n == "." || n == ".." || strings.Contains(n, "/"), strings.EqualFold(n, ".git"):
-			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", n)
+		case name == "" || name == "." || name == ".." || strings.Contains(name, "/"), strings.EqualFold(name, ".git"):
+			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", name)
 		}
-		var id plumbing.Hash
-		copy(id[:], rest)
-		entries = append(entries, source.Entry{Path: n, Mode: canonical(source.Mode(bits)), ID: id.String()})
-		data = rest[len(id):]
+		raw = append(raw, after[:len(plumbing.ZeroHash)]...)
+		entries = append(entries, source.Entry{Path: name, Mode: canonical(source.Mode(bits))})
+		rest = after[len(plumbing.ZeroHash):]
+	}
+	ids, digits := hex.EncodeToString(raw), hex.EncodedLen(len(plumbing.ZeroHash))
+	for i := range entries {
+		entries[i].ID = ids[i*digits : (i+1)*digits]
 	}
 	sortByName(entries)
 	for i := 1; i < len(entries); i++ {
