@@ -140,10 +140,13 @@ type base struct {
 	entry state.Entry
 	// also are the other states that an unfinished attempt wrote or found.
 	also []disk.Node
+	// half are those whose owner and mode it set in place, one after the other.
+	half []disk.Node
 }
 
 func (b *base) matches(n disk.Node) bool {
-	return b.entry.Equal(n) || slices.ContainsFunc(b.also, func(a disk.Node) bool { return a.Equal(n) })
+	return b.entry.Equal(n) || slices.ContainsFunc(b.also, func(a disk.Node) bool { return a.Equal(n) }) ||
+		slices.ContainsFunc(b.half, func(a disk.Node) bool { return a.SameContent(n) })
 }
 
 type seen struct {
@@ -187,6 +190,12 @@ func (m *maker) collectBases() {
 			// The stat was of what the manifest wrote; the attempt may have replaced it.
 			b.entry.Stat = disk.Stat{}
 			b.also = append(b.also, item.Before, item.After)
+			if item.After.Kind == disk.Directory || item.After.Kind != disk.Absent && item.After.SameContent(item.Before) {
+				b.half = append(b.half, item.After)
+			}
+			if item.Before.Kind != item.After.Kind { // one kind goes before the other is made
+				b.also = append(b.also, disk.Node{Kind: disk.Absent})
+			}
 		}
 	}
 }

@@ -98,7 +98,7 @@ func (o *Offline) enable(unit string) error {
 }
 
 // link puts a symbolic link in place durably, over whatever link is there.
-func (o *Offline) link(link systemd.Link) error {
+func (o *Offline) link(link systemd.Link) (err error) {
 	real, err := o.Host.Path(link.Path)
 	if err != nil {
 		return err
@@ -111,14 +111,17 @@ func (o *Offline) link(link systemd.Link) error {
 		return err
 	}
 	temp := filepath.Join(dir, "."+filepath.Base(real)+".reconf")
-	if err := os.Remove(temp); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	err = os.Remove(temp)
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		err = os.Symlink(link.Target, temp)
 	}
-	if err := os.Symlink(link.Target, temp); err != nil {
-		return err
+	if err == nil {
+		err = os.Rename(temp, real)
 	}
-	if err := os.Rename(temp, real); err != nil {
-		return err
+	if err != nil {
+		// A directory without links would be nobody's: only a link tells whose it was.
+		_ = os.Remove(temp)
+		return errors.Join(err, o.removeEmpty(path.Dir(link.Path)))
 	}
 	return errors.Join(atomicfile.SyncDir(dir), atomicfile.SyncDir(filepath.Dir(dir)))
 }

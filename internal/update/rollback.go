@@ -90,6 +90,10 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 	case u.KeepFailed && errors.Is(err, ErrDamaged):
 		return err // it is made anew, and what it wrote counts as base
 	case u.KeepFailed:
+		// What waits beside its target is nobody's: it would be in the way of the next push.
+		if cleanup := u.Engine.Clean(ctx, job); cleanup != nil {
+			u.Log.Warnf("what change %s left beside its targets stays there: %v", change.ID, cleanup)
+		}
 		u.failedHook(ctx, change, job, err)
 		u.hold(change, err.Step, err.Err)
 		return errors.Join(&KeptError{err}, state.Save(u.Dirs, u.State))
