@@ -5,9 +5,12 @@
 package engine
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -21,17 +24,47 @@ type Job struct {
 	// Manifest is what is managed once the plan is carried out; Apply fills in
 	// what only the written files tell.
 	Manifest *state.Manifest
+	Request
+}
+
+// Request is what a change asks of its engine besides the plan. It is pinned
+// with the change, and the engine that was chosen carries it out to the end.
+type Request struct {
+	Choice     Choice      `json:"engine"`
+	Host       string      `json:"host,omitempty"`
+	Commit     string      `json:"commit,omitempty"`
+	Migrations []Migration `json:"migrations,omitempty"`
+	// Vars are the host's, from the fleet repo.
+	Vars map[string]any `json:"vars,omitempty"`
+}
+
+// SameWork tells whether migrations would do the same for either request.
+func (r *Request) SameWork(other *Request) bool {
+	same := slices.EqualFunc(r.Migrations, other.Migrations, func(a, b Migration) bool {
+		return a.Path == b.Path && bytes.Equal(a.Data, b.Data)
+	})
+	// As they are pinned: numbers lose their type on the way.
+	one, err1 := json.Marshal(r.Vars)
+	two, err2 := json.Marshal(other.Vars)
+	return same && err1 == nil && err2 == nil && bytes.Equal(one, two)
+}
+
+// Migration is an SLS file of the fleet repo.
+type Migration struct {
+	Path string `json:"path"`
+	Data []byte `json:"data"`
 }
 
 // Result is what an engine reports.
 type Result struct {
 	// Notes are for the reader of the record: what was kept and why.
 	Notes []string
+	// Changed are paths that were changed besides those of the plan, by migrations.
+	Changed []string
 }
 
 // Engine carries a plan out.
 type Engine interface {
-	Name() string
 	// Check looks whether the plan can be carried out, and changes nothing.
 	Check(ctx context.Context, job *Job) (Result, error)
 	// Apply brings the disk to the plan. An error that wraps ErrUntouched means

@@ -568,6 +568,9 @@ func (o Offline) State(name string) (string, error) {
 		return "alias", nil
 	}
 	u, err := o.load(name)
+	if errors.Is(err, ErrNoUnit) {
+		return "", nil // a link that leads nowhere
+	}
 	if err != nil {
 		return "", err
 	}

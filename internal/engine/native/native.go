@@ -37,9 +37,6 @@ type Engine struct {
 	Runner   run.Runner
 }
 
-// Name is what status shows.
-func (e *Engine) Name() string { return "native" }
-
 // Check makes sure that every file system has room for what will be written.
 func (e *Engine) Check(_ context.Context, job *engine.Job) (engine.Result, error) {
 	return engine.Result{}, e.checkSpace(job.Plan)
@@ -100,19 +97,7 @@ func (e *Engine) existingParent(p string) (string, error) {
 // Apply carries the plan out: see the package's rule.
 func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, error) {
 	t := newTransaction(e, job)
-	err := t.run(ctx)
-	e.Host.Forget()
-	if err == nil || t.begun {
-		return t.result, err
-	}
-	if cleanup := t.undoStaging(); cleanup != nil {
-		return t.result, errors.Join(err, cleanup)
-	}
-	// This run changed nothing; an earlier one of the same change may have.
-	if untouched, look := t.untouched(); !untouched {
-		return t.result, errors.Join(err, look)
-	}
-	return t.result, &engine.UntouchedError{Err: err}
+	return t.conclude(t.run(ctx))
 }
 
 // untouched tells whether every path is as it was when the change was pinned.
@@ -173,7 +158,7 @@ func (t *transaction) run(ctx context.Context) error {
 	if err := t.sync(); err != nil {
 		return err
 	}
-	for _, item := range order(items) {
+	for _, item := range Order(items) {
 		if err := t.commit(item); err != nil {
 			return fmt.Errorf("writing %s: %w", item.Path, err)
 		}
@@ -230,27 +215,14 @@ func replacesDirectory(item *plan.Item) bool {
 	return item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent
 }
 
-// order sorts what was staged for the commit: first what must be out of the
-// way of another kind of file, then what is made, parents and units before
-// their drop-ins, then what is removed, the other way round.
-func order(items []*plan.Item) []*plan.Item {
-	replaced := map[string]bool{}
-	for _, item := range items {
-		if replacesDirectory(item) {
-			replaced[item.Path] = true
-		}
-	}
-	inTheWay := func(p string) bool {
-		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
-			if replaced[dir] {
-				return true
-			}
-		}
-		return false
-	}
+// Order sorts a plan's items as they are put in place: first what must be out
+// of the way of another kind of file, then what is made, parents and units
+// before their drop-ins, then what is removed, the other way round.
+func Order(items []*plan.Item) []*plan.Item {
+	obstructs := Obstructs(items)
 	phase := func(item *plan.Item) int {
 		switch {
-		case item.After.Kind == disk.Absent && inTheWay(item.Path):
+		case obstructs(item):
 			return 0
 		case item.After.Kind == disk.Absent:
 			return 3
@@ -271,6 +243,18 @@ func order(items []*plan.Item) []*plan.Item {
 		return strings.Compare(a.Path, b.Path)
 	})
 	return sorted
+}
+
+// Obstructs tells which items are removed because a directory above them gives
+// way to another kind of file.
+func Obstructs(items []*plan.Item) func(*plan.Item) bool {
+	replaced := map[string]bool{}
+	for _, item := range items {
+		if replacesDirectory(item) {
+			replaced[item.Path] = true
+		}
+	}
+	return func(item *plan.Item) bool { return item.After.Kind == disk.Absent && below(item.Path, replaced) }
 }
 
 // maxName is the longest name in a directory (NAME_MAX).
@@ -303,14 +287,8 @@ func (t *transaction) stage(item *plan.Item) error {
 		// half staged file goes.
 		return removeIfThere(t.temp(real))
 	}
-	if now.Kind == disk.Other {
-		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
-	}
-	// A directory, or another owner or mode, may be half of our own work.
-	if !now.SameContent(item.Before) && now.Kind != disk.Absent && now.Kind != disk.Directory {
-		if err := t.backupLate(item, real, now); err != nil {
-			return err
-		}
+	if err := t.checkLate(item, real, now); err != nil {
+		return err
 	}
 	switch item.After.Kind {
 	case disk.Directory:
@@ -321,6 +299,20 @@ func (t *transaction) stage(item *plan.Item) error {
 		}
 	case disk.Link:
 		return t.stageLink(item, real)
+	}
+	return nil
+}
+
+// checkLate keeps what somebody put at the path since the change was pinned.
+func (t *transaction) checkLate(item *plan.Item, real string, now disk.Node) error {
+	if now.Kind == disk.Other {
+		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
+	}
+	// A directory, or another owner or mode, may be half of our own work.
+	if !now.SameContent(item.Before) && now.Kind != disk.Absent && now.Kind != disk.Directory {
+		if err := t.backupLate(item, real, now); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,4 +1,0 @@
-package native
-
-// Order is the order of a commit.
-var Order = order
