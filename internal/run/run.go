@@ -89,6 +89,12 @@ func (Host) Stream(ctx context.Context, stdout io.Writer, argv ...string) error 
 	return &Error{Argv: argv, Stderr: tail(stderr.String()), Err: err}
 }
 
+// Has tells whether there is such a program in the standard directories.
+func Has(program string) bool {
+	_, err := exec.LookPath(program)
+	return err == nil
+}
+
 // find knows where systemd keeps programs that are not for shells, such as
 // systemd-sysctl. What is nowhere keeps its name, and fails under it.
 func find(program string) string {
