@@ -16,7 +16,7 @@ const module = "github.com/reconf-pull/reconf-pull/internal/"
 // layers is the map of the project, from the top down: a package imports only
 // what stands below it.
 var layers = []string{
-	"cli", "report", "survey", "reconcile", "units", "engine/salt/container", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
+	"cli", "report", "survey", "reconcile", "units", "engine/salt/container", "engine/salt/call", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
 	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "disk",
 	"source/gogit", "source/checkout", "source", "host", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
 }

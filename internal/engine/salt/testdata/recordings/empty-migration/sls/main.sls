@@ -1,0 +1,5 @@
+#!yaml
+"/srv/rec/m/a":
+  file.managed:
+  - replace: false
+  - makedirs: true

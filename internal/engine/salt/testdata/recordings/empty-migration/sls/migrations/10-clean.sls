@@ -1,0 +1,4 @@
+{% if false %}
+one:
+  test.nop: []
+{% endif %}

@@ -1,0 +1,3 @@
+stop it:
+  cmd.run:
+  - name: "echo hunter2 >&2; false"

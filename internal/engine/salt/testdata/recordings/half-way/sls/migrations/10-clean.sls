@@ -1,0 +1,10 @@
+first:
+  cmd.run:
+  - name: "true"
+second:
+  cmd.run:
+  - name: "false"
+third:
+  cmd.run:
+  - name: "true"
+  - require: [{cmd: second}]

@@ -1,0 +1,4 @@
+include:
+- migrations.nowhere
+one:
+  test.nop: []
