@@ -233,7 +233,6 @@ func TestUnsupported(t *testing.T) {
 		got = append(got, f.Position.String()+": "+f.Message)
 	}
 	want := []string{
-		"hosts/web1/1.sls: migrations are not supported yet",
 		"hosts/web1/bundles: container bundles are not supported yet",
 		"hosts/web1/state.toml: state paths are not supported yet",
 		"hosts/web1.bu:6:23: b.age: encrypted files are not supported yet",

@@ -1,6 +1,9 @@
 package fleet
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,6 +72,7 @@ type HostConfig struct {
 	Layers     []Layer        // of the groups, in their order, then the host's own
 	References []Reference
 	Watches    []service.Watch
+	Migrations []Document // *.sls for Salt, in the order of the layers
 	Inputs     []Input
 	Digest     Digest
 	Warnings   finding.List
@@ -386,6 +390,15 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 	if err := r.references(h, t); err != nil {
 		return nil, err
 	}
+	if len(h.Migrations) > 0 {
+		// They may ask for any of the vars.
+		vars, err := json.Marshal(h.Vars)
+		if err != nil {
+			return nil, fmt.Errorf("hashing the vars: %w", err)
+		}
+		sum := sha256.Sum256(vars)
+		extra = append(extra, Input{Kind: "vars", ID: hex.EncodeToString(sum[:])})
+	}
 	h.digest(append(t.inputs(), extra...))
 	return h, nil
 }
@@ -562,8 +575,9 @@ func (r *Repo) lookUp(p string) (source.Entry, error) {
 	return e, err
 }
 
-// extras are the parts of a host's folder that this release does not act on.
-// They count in the digest, so that the release that does sees them change.
+// extras are the migrations of a layer's folder, and the parts of it that this
+// release does not act on. They count in the digest, so that the release that
+// does sees them change.
 func (r *Repo) extras(h *HostConfig, own string) ([]Input, error) {
 	if own == "" {
 		return nil, nil
@@ -582,7 +596,13 @@ func (r *Repo) extras(h *HostConfig, own string) ([]Input, error) {
 		case base == "state.toml":
 			kind, what = "state", "state paths"
 		case strings.HasSuffix(base, ".sls"):
-			kind, what = "migration", "migrations"
+			data, err := r.text(e, maxLayer)
+			if err != nil {
+				return nil, err
+			}
+			h.Migrations = append(h.Migrations, Document{Entry: e, Data: data})
+			extra = append(extra, Input{Kind: "migration", Name: e.Path, Mode: e.Mode, ID: e.ID})
+			continue
 		default:
 			continue
 		}

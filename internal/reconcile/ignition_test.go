@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
@@ -235,6 +236,7 @@ func (c *golden) reconciler(t *testing.T, root string) *reconcile.Reconciler {
 		Update: &update.Update{Host: h, Dirs: dirs, State: st, Log: log, Units: &units.Offline{Host: h, Log: log},
 			Engine: &native.Engine{Host: h, Blobs: dirs.Blobs(), Accounts: accounts, Runner: run.Host{}}},
 		Hooks: &hooks.Runner{Host: h, Dirs: []string{hooks.Dir}}, Log: log, Announce: func(*reconcile.Proposal) {},
+		Choose: func([]engine.Migration) (engine.Choice, error) { return engine.Choice{Name: engine.Native}, nil },
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
@@ -62,6 +63,9 @@ type Reconciler struct {
 	Update   *update.Update
 	Hooks    *hooks.Runner // the host's own scripts, to say what would run
 	Log      logrus.FieldLogger
+	// Choose says which engine carries out a host config with these migrations; nil
+	// where there is the native one only.
+	Choose func([]engine.Migration) (engine.Choice, error)
 	// Announce is told of a plan before it is carried out.
 	Announce func(*Proposal)
 
@@ -145,6 +149,10 @@ type Proposal struct {
 	Runs []PhaseRuns
 	// Reboot is why carrying it out will reboot the machine, as far as that shows.
 	Reboot string
+	Engine engine.Request
+	// SLS tells that it has migrations for Salt that the applied generation did not
+	// have, or not so.
+	SLS bool
 
 	due due
 }
@@ -156,7 +164,7 @@ type due struct {
 }
 
 // Changes tells whether there is anything to do on the host.
-func (p *Proposal) Changes() bool { return !p.Plan.Empty() || len(p.Runs) > 0 }
+func (p *Proposal) Changes() bool { return !p.Plan.Empty() || len(p.Runs) > 0 || p.SLS }
 
 // OtherHostError says that this machine resolves to another name than the one whose
 // config it has.
@@ -579,6 +587,17 @@ func (r *Reconciler) propose(ctx context.Context, rev source.Revision, tree sour
 		Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Ignored: want.Ignored, Findings: findings, Reasons: reasons, Retired: hc.Retired, Watches: hc.Watches,
 		Scripts: scripts, due: due,
 	}
+	prop.Engine = engine.Request{Host: hc.Name, Commit: rev.Commit}
+	if len(hc.Migrations) > 0 {
+		prop.Engine.Vars = hc.Vars // for nobody else
+	}
+	for _, m := range hc.Migrations {
+		prop.Engine.Migrations = append(prop.Engine.Migrations, engine.Migration{Path: m.Entry.Path, Data: m.Data})
+	}
+	if prop.Engine.Choice, err = r.choose(prop.Engine.Migrations); err != nil {
+		return nil, err
+	}
+	prop.SLS = r.newSLS(&prop.Engine)
 	err = r.plan(ctx, prop, plan.Input{Desired: want, Contents: opener})
 	if prop.Plan != nil {
 		prop.Findings = append(prop.Findings, lines(prop.Plan.Findings)...)
@@ -600,7 +619,10 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string, due d
 	}
 	prop := &Proposal{
 		Revision: source.Revision{Ref: applied.Ref, Commit: applied.Commit}, Host: applied.Host, Digest: applied.Digest,
-		Ignored: inputs.Ignored, Reasons: reasons, Watches: inputs.Watches, Scripts: inputs.Scripts, due: due,
+		Ignored: inputs.Ignored, Reasons: reasons, Watches: inputs.Watches, Scripts: inputs.Scripts, due: due, Engine: inputs.Request,
+	}
+	if prop.Engine.Choice, err = r.choose(inputs.Migrations); err != nil {
+		return nil, err
 	}
 	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
 		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
@@ -688,7 +710,7 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome,
 	st := r.Update.State
 	st.Ref = prop.Revision.Ref
 	r.Announce(prop)
-	inputs := update.Inputs{Ignored: prop.Ignored, Watches: prop.Watches, Scripts: prop.Scripts}
+	inputs := update.Inputs{Ignored: prop.Ignored, Watches: prop.Watches, Scripts: prop.Scripts, Request: prop.Engine}
 	out.Plan, out.Scripts = prop.Plan, prop.Runs
 	defer r.timed(&r.phases.Change)()
 	if short {
@@ -701,7 +723,7 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome,
 		if err := r.Update.Pin(ctx, change, prop.Plan, inputs); err != nil {
 			return errors.Join(err, r.Update.ReleaseLeft(ctx))
 		}
-		if err := r.Update.Apply(ctx, prop.Plan); err != nil {
+		if err := r.Update.Apply(ctx, prop.Plan, inputs); err != nil {
 			return err
 		}
 		out.Result = Applied
@@ -723,9 +745,29 @@ func (r *Reconciler) change(prop *Proposal) (change *state.Change, short bool) {
 		change.Previous = st.Applied.Commit
 	}
 	// Below a root that is not running no script runs, whether it is new or not.
-	configures := !prop.Plan.Empty() || r.open() || len(prop.Runs) > 0 && r.Host.Live()
+	configures := !prop.Plan.Empty() || r.open() || (prop.SLS || len(prop.Runs) > 0) && r.Host.Live()
 	change.OnlyOS = !configures
 	return change, !configures && !change.OSWork && change.Reboot == nil
+}
+
+func (r *Reconciler) choose(migrations []engine.Migration) (engine.Choice, error) {
+	if r.Choose == nil {
+		return engine.Choice{Name: engine.Native}, nil
+	}
+	return r.Choose(migrations)
+}
+
+// newSLS tells whether there is something for Salt to do besides the plan:
+// migrations that the applied generation did not have, or did not have so.
+func (r *Reconciler) newSLS(now *engine.Request) bool {
+	if len(now.Migrations) == 0 {
+		return false
+	}
+	if r.Update.State.Applied == nil {
+		return true
+	}
+	before, err := update.ReadInputs(r.Dirs.Generation(r.Update.State.Applied.Generation))
+	return err != nil || !now.SameWork(&before.Request)
 }
 
 // rememberRef saves what an up-to-date host did not know: the branch, or that

@@ -207,7 +207,7 @@ func (b *bench) begin(change *state.Change, path string) error {
 	if err := b.Pin(b.t.Context(), change, p, update.Inputs{}); err != nil {
 		b.t.Fatal(err)
 	}
-	return b.Apply(b.t.Context(), p)
+	return b.Apply(b.t.Context(), p, update.Inputs{})
 }
 
 // again is a new process: everything is read back.

@@ -105,6 +105,7 @@ type Inputs struct {
 	Watches []service.Watch `json:"watches,omitempty"`
 	// Scripts are the fleet repo's; they lie beside the plan.
 	Scripts []Script `json:"scripts,omitempty"`
+	engine.Request
 }
 
 // ErrDamaged says that what was pinned cannot be read back whole: the change
@@ -171,7 +172,7 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 			err = errors.Join(err, os.RemoveAll(dir))
 		}
 	}()
-	job := &engine.Job{ID: change.ID, Dir: dir, Plan: p, Manifest: &p.Manifest}
+	job := &engine.Job{ID: change.ID, Dir: dir, Plan: p, Manifest: &p.Manifest, Request: in.Request}
 	if _, err := u.Engine.Check(ctx, job); err != nil {
 		return fmt.Errorf("checking the change: %w", err)
 	}
@@ -493,7 +494,11 @@ func readJob(id, dir string) (*engine.Job, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return &engine.Job{ID: id, Dir: dir, Plan: p, Manifest: manifest}, nil
+	in, err := ReadInputs(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &engine.Job{ID: id, Dir: dir, Plan: p, Manifest: manifest, Request: in.Request}, nil
 }
 
 // ReadPlan reads the plan of a change or of a generation.
@@ -620,11 +625,12 @@ func (u *Update) Adopt() error {
 }
 
 // Apply carries the change out that Pin has just pinned.
-func (u *Update) Apply(ctx context.Context, p *plan.Plan) error {
+func (u *Update) Apply(ctx context.Context, p *plan.Plan, in Inputs) error {
 	change := u.State.Change
 	u.inhibit(ctx, change)
 	defer u.letGo()
-	return u.run(ctx, change, &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest}, true)
+	job := &engine.Job{ID: change.ID, Dir: u.Dirs.Change(change.ID), Plan: p, Manifest: &p.Manifest, Request: in.Request}
+	return u.run(ctx, change, job, true)
 }
 
 func (u *Update) runner(change *state.Change) *pipeline.Runner {
