@@ -53,6 +53,9 @@ func (a *app) run(ctx context.Context) error {
 
 // pull is one run, under the run lock.
 func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
+	if err := sweepSalt(ctx, m); err != nil {
+		return err
+	}
 	r, err := a.reconciler(m, st)
 	if err != nil {
 		return err
@@ -72,6 +75,7 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		text := a.planText(m, false)
 		_ = text.Write(ctx, a.stdout, p.Plan) // likewise
 		_ = text.WriteScripts(a.stdout, p.Runs)
+		_ = report.WriteEngine(a.stdout, &p.Engine)
 		if p.Reboot != "" {
 			_ = a.print("The machine will be rebooted: " + p.Reboot + ".\n") // likewise
 		}
@@ -215,7 +219,8 @@ func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) e
 	if err := text.Write(ctx, a.stdout, p.Plan); err != nil {
 		return err
 	}
-	if err := text.WriteScripts(a.stdout, p.Runs); err != nil || p.Reboot == "" {
+	err := errors.Join(text.WriteScripts(a.stdout, p.Runs), report.WriteEngine(a.stdout, &p.Engine))
+	if err != nil || p.Reboot == "" {
 		return err
 	}
 	return a.print("The machine will be rebooted: " + p.Reboot + ".\n")

@@ -18,7 +18,6 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
-	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
@@ -174,6 +173,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		Accounts: accounts(m), OnChange: systemd.OnChange, Log: m.log,
 		Update:   a.update(m, st),
 		Hooks:    scripts(m),
+		Choose:   chooser(m),
 		Announce: func(*reconcile.Proposal) {},
 	}
 	r.Services = func(context.Context) (reconcile.Services, error) {
@@ -191,7 +191,7 @@ func accounts(m *machine) *host.Accounts { return &host.Accounts{Host: m.host, R
 func (a *app) update(m *machine, st *state.State) *update.Update {
 	u := &update.Update{
 		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Keep: m.config.Keep,
-		Engine:      &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts(m), Runner: run.Host{}},
+		Engine:      engines(m),
 		Units:       &units.Offline{Host: m.host, Log: m.log},
 		MaxAttempts: m.config.Retry.Attempts, Backoff: time.Duration(m.config.Retry.Backoff), KeepFailed: m.config.Apply.OnFailure == "keep",
 		Lock: lock.None{}, // the only kind that the configuration takes

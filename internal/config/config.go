@@ -77,6 +77,8 @@ type Apply struct {
 
 // Engine is what carries changes out.
 type Engine struct {
+	Kind      string    `toml:"kind"`
+	Timeout   Duration  `toml:"timeout"`
 	Container Container `toml:"container"`
 }
 
@@ -152,7 +154,7 @@ func Default() Config {
 		Retry:     Retry{Attempts: 3, Backoff: Duration(time.Minute)},
 		Reboot:    Reboot{Timeout: Duration(10 * time.Minute), WithoutScripts: "never"},
 		Run:       Run{Timeout: Duration(time.Hour)},
-		Engine:    Engine{Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
+		Engine:    Engine{Kind: "auto", Timeout: Duration(15 * time.Minute), Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
 		Lock:      Lock{Kind: lock.NoLock},
 		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
 		Health:    Health{Source: "auto"},
@@ -202,6 +204,10 @@ func (c *Config) check(path string, data []byte) finding.List {
 	}
 	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
 	choice(c.Apply.OnFailure, []string{"rollback", "keep"}, "apply", "on_failure")
+	choice(c.Engine.Kind, []string{"auto", "native", "salt", "salt-container"}, "engine", "kind")
+	if c.Engine.Timeout <= 0 {
+		bad("engine.timeout must be longer than 0", "engine", "timeout")
+	}
 	choice(c.Drift.Mode, []string{"report", "correct"}, "drift", "mode")
 	if c.Source.Timeout <= 0 {
 		bad("source.timeout must be longer than 0", "source", "timeout")

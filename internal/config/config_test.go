@@ -41,7 +41,7 @@ func TestDefaults(t *testing.T) {
 		Reboot:    config.Reboot{Windows: nil, Timeout: config.Duration(10 * time.Minute), Paths: nil, WithoutScripts: "never", Command: nil},
 		Lock:      config.Lock{Kind: "none"},
 		Run:       config.Run{Timeout: config.Duration(time.Hour)},
-		Engine:    config.Engine{Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
+		Engine:    config.Engine{Kind: "auto", Timeout: config.Duration(15 * time.Minute), Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
 		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
 		Health:    config.Health{Source: "auto"},
 		Service:   config.Service{JobTimeout: config.Duration(5 * time.Minute), Settle: config.Duration(3 * time.Second), Watch: nil},
@@ -100,6 +100,9 @@ without_scripts = "always"
 command = ["systemctl", "kexec"]
 [lock]
 kind = "none"
+[engine]
+kind = "salt"
+timeout = "20m"
 [engine.container]
 file = "/f"
 base = "b"
@@ -139,7 +142,7 @@ run = ["/usr/bin/other", "--now"]
 			Windows: windows(t, "Sat,Sun 02:00-05:00 Europe/Berlin", "23:00-01:00"), Timeout: config.Duration(20 * time.Minute),
 			Paths: []string{"/etc/default/grub", "/etc/modprobe.d/**"}, WithoutScripts: "always", Command: []string{"systemctl", "kexec"},
 		},
-		Engine: config.Engine{Container: config.Container{File: "/f", Base: "b", Image: "i"}},
+		Engine: config.Engine{Kind: "salt", Timeout: config.Duration(20 * time.Minute), Container: config.Container{File: "/f", Base: "b", Image: "i"}},
 		Lock:   config.Lock{Kind: "none"},
 		Hooks:  config.Hooks{Timeout: config.Duration(30 * time.Second)},
 		Health: config.Health{Source: "never"},

@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/diff"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -348,6 +349,25 @@ func size(n disk.Node) string {
 // PlanSchema is the version of the plan document.
 const PlanSchema = 1
 
+// WriteEngine says which engine carries the plan out, and why, unless it is the
+// one that needs no choice, and what it does besides the plan.
+func WriteEngine(w io.Writer, r *engine.Request) error {
+	if r.Choice.Name == engine.Native && len(r.Migrations) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "Engine %s: %s.\n", r.Choice.Name, r.Choice.Reason)
+	how := "with Salt, after the files:"
+	if r.Choice.Name == engine.Native {
+		how = "would run with Salt:"
+	}
+	for _, m := range r.Migrations {
+		fmt.Fprintf(&b, "  %s %s\n", how, m.Path)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
 // PlanDocument is the plan for programs.
 type PlanDocument struct {
 	Schema  int        `json:"schema"`
@@ -359,8 +379,11 @@ type PlanDocument struct {
 	Changes bool       `json:"changes"`
 	Plan    *plan.Plan `json:"plan"`
 	// Scripts are those that a run would run, phase by phase in their order.
-	Scripts  []reconcile.PhaseRuns `json:"scripts,omitempty"`
-	Findings finding.List          `json:"findings,omitempty"`
+	Scripts []reconcile.PhaseRuns `json:"scripts,omitempty"`
+	Engine  engine.Choice         `json:"engine"`
+	// Migrations are the SLS files that Salt renders after the plan's own.
+	Migrations []string     `json:"migrations,omitempty"`
+	Findings   finding.List `json:"findings,omitempty"`
 }
 
 // Shown is a plan as programs may see it: hashes and sizes of files that others
@@ -380,7 +403,12 @@ func Shown(p *plan.Plan) *plan.Plan {
 
 // NewPlanDocument describes a proposal.
 func NewPlanDocument(p *reconcile.Proposal) *PlanDocument {
+	var migrations []string
+	for _, m := range p.Engine.Migrations {
+		migrations = append(migrations, m.Path)
+	}
 	return &PlanDocument{
+		Engine: p.Engine.Choice, Migrations: migrations,
 		Schema: PlanSchema, Host: p.Host, Ref: p.Revision.Ref, Commit: p.Revision.Commit, Digest: p.Digest,
 		Reasons: append([]string{}, p.Reasons...), Changes: p.Changes(), Plan: Shown(p.Plan), Scripts: p.Runs, Findings: p.Findings,
 	}

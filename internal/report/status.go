@@ -25,9 +25,12 @@ const StatusSchema = 1
 
 // Status is what one host knows about itself.
 type Status struct {
-	Schema  int            `json:"schema"`
-	Version string         `json:"version"`
-	Engine  string         `json:"engine"`
+	Schema  int    `json:"schema"`
+	Version string `json:"version"`
+	Engine  string `json:"engine"`
+	// Why it is that engine, which carried out the applied generation.
+	EngineReason string `json:"engine_reason,omitempty"`
+
 	Health  Health         `json:"health"`
 	Applied *state.Applied `json:"applied,omitempty"`
 	Change  *state.Change  `json:"change,omitempty"`
@@ -101,6 +104,13 @@ func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status
 			return nil, err
 		}
 		s.Managed = len(m.Entries)
+		in, err := update.ReadInputs(dir)
+		if err != nil {
+			return nil, err
+		}
+		if in.Choice.Name != "" {
+			s.Engine, s.EngineReason = in.Choice.Name, in.Choice.Reason
+		}
 		g, err := update.ReadGeneration(dir)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", state.ErrUnreadable, err)
@@ -182,6 +192,9 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 		}
 		row("digest", "%s", s.Applied.Digest)
 		row("managed", "%s, engine %s", paths(s.Managed), s.Engine)
+		if s.EngineReason != "" {
+			row("engine", "%s: %s", s.Engine, s.EngineReason)
+		}
 	}
 	if s.Source != "" {
 		row("source", "%s", s.Source)
