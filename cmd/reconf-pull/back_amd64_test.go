@@ -62,5 +62,5 @@ func TestCrashThenBackToTheAppliedCommit(t *testing.T) {
 		}
 		tr.remove(h.dir)
 	})
-	t.Logf("%d changes were cut off or failed before the fleet repo went back", len(hosts))
+	counted(t, "%d changes were cut off or failed before the fleet repo went back", len(hosts))
 }

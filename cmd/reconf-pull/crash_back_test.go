@@ -108,7 +108,7 @@ func (tr *trial) crashAndGoOn(what, from string, command, run func(string) []str
 		}
 		return run(dir)
 	}
-	t.Log(tr.crashTwice(course{
+	counted(t, "%s", tr.crashTwice(course{
 		what: what, from: from, ops: ops, next: next,
 		settle: func(dir, point string) {
 			code, said := tr.ran(next(dir))

@@ -512,7 +512,7 @@ func (tr *trial) crashEverywhere(what, from string) {
 	if what == "update" && want["root/srv/moved/b"] == "" {
 		t.Errorf("%s: a link that took the place of a directory led to the removal of somebody else's file", what)
 	}
-	t.Log(tr.crashTwice(course{
+	counted(t, "%s", tr.crashTwice(course{
 		what: what, from: from, ops: ops, next: tr.argv,
 		settle: func(dir, point string) { tr.finish(dir, point, want) },
 		again:  func(dir, point string) { tr.quiet(dir, point, want) },
@@ -587,7 +587,7 @@ func (tr *trial) killed(what, from string, kills int, random *rand.Rand) string 
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%s: %d kills within %s, %d came after the end", what, kills, took.Round(time.Millisecond), survived)
+	counted(t, "%s: %d kills within %s, %d came after the end", what, kills, took.Round(time.Millisecond), survived)
 	return whole
 }
 

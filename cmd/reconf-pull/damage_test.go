@@ -97,7 +97,7 @@ func TestDamagedState(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d commands on damaged states", cases)
+	counted(t, "%d commands on damaged states", cases)
 }
 
 // scanDamaged is the tree of the host and what was damaged, byte by byte; what
@@ -200,5 +200,5 @@ func TestDamagedChange(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d damaged changes", cases)
+	counted(t, "%d damaged changes", cases)
 }

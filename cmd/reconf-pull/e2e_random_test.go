@@ -344,7 +344,7 @@ func crash(t *testing.T, what string, cut func(*machine, *rand.Rand) (how string
 			})
 		}
 	})
-	t.Logf("%d %s with seed %d, %d of them in a change", done.Load(), what, s, inside.Load())
+	counted(t, "%d %s with seed %d, %d of them in a change", done.Load(), what, s, inside.Load())
 	if inside.Load() < done.Load()/5 {
 		t.Error("hardly any of them came in a change")
 	}

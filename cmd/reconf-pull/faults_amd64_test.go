@@ -141,7 +141,7 @@ func (tr *trial) refuseEverywhere(f fault) {
 	if f.stays {
 		stays = "from there on"
 	}
-	t.Logf("%s, %q %s: %d calls were refused, %d runs did not mind, %d rolled the change back %v", f.what, f.errno, stays, points.Load(), passed.Load(), held.Load(), kinds)
+	counted(t, "%s, %q %s: %d calls were refused, %d runs did not mind, %d rolled the change back %v", f.what, f.errno, stays, points.Load(), passed.Load(), held.Load(), kinds)
 }
 
 // unclear tells what an error message lacks.
