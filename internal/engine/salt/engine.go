@@ -213,7 +213,7 @@ func (e *Engine) call(ctx context.Context, t *tree, s stage) ([]state, error) {
 		return nil, err
 	}
 	args := append([]string{"--local", "--retcode-passthrough", "--out=json", "--log-level=error", "state.apply"}, s.args...)
-	answer, err := e.Caller.Call(ctx, Call{Folder: t.folder, Args: args, Writes: t.paths()})
+	answer, err := e.Caller.Call(ctx, Call{Folder: t.folder, Args: args, Writes: t.paths(), Links: t.links()})
 	if err != nil {
 		return nil, fmt.Errorf("%s of Salt: %w", s.name, err)
 	}
@@ -289,6 +289,17 @@ func (t *tree) paths() []string {
 		paths = append(paths, item.Path)
 	}
 	return paths
+}
+
+// links are the hard links among them.
+func (t *tree) links() [][2]string {
+	var links [][2]string
+	for _, item := range t.writes() {
+		if item.After.Kind == disk.HardLink {
+			links = append(links, [2]string{item.Path, item.After.Target})
+		}
+	}
+	return links
 }
 
 // expected are the ids that the plan's SLS has.

@@ -130,14 +130,14 @@ func (c *Caller) run(ctx context.Context, argv []string) (salt.Answer, error) {
 		_ = c.remove(ctx) // it is tried again below
 		end()
 	})
-	stdout, stderr := &head{most: salt.MaxOutput}, &head{most: salt.MaxOutput}
+	stdout, stderr := &run.Capped{Most: salt.MaxOutput}, &run.Capped{Most: salt.MaxOutput}
 	group := &run.Group{Argv: argv, Timeout: c.Timeout + removeTimeout, Output: stdout, Errors: stderr}
 	err := group.Run(running)
 	if !unhook() {
 		<-ended
 	}
 	end()
-	answer := salt.Answer{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Cut: stdout.cut || stderr.cut}
+	answer := salt.Answer{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Cut: stdout.Cut}
 	var failed *run.Error
 	if errors.As(err, &failed) {
 		answer.Exit = failed.ExitCode()
@@ -198,22 +198,6 @@ func missing(err error) error {
 		return err
 	}
 	return &Error{err: err, hint: "install podman, or salt-call and set kind = \"salt\" under [engine] in config.toml"}
-}
-
-// head keeps the beginning of what is written.
-type head struct {
-	bytes.Buffer
-	most int
-	cut  bool
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	if room := h.most - h.Len(); len(p) > room {
-		h.cut = true
-		_, _ = h.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
-	}
-	return h.Buffer.Write(p)
 }
 
 func lastLines(text []byte, n int) string {
