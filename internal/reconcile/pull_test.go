@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
+	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
@@ -223,6 +224,13 @@ func (b *bench) calls(want ...string) {
 	b.lock.calls = nil
 }
 
+// unable is an engine that can carry nothing out.
+type unable struct{ engine.Engine }
+
+func (unable) Check(context.Context, *engine.Job) (engine.Result, error) {
+	return engine.Result{}, errors.New("out of cheese")
+}
+
 func TestFleetLock(t *testing.T) {
 	second := "{path: /etc/one, target: second}"
 	locked := func(t *testing.T) *bench {
@@ -258,6 +266,14 @@ func TestFleetLock(t *testing.T) {
 		b.repo.push(second)
 		b.pull("")
 		b.has("/etc/one", "second")
+	})
+	t.Run("not asked for what the engine cannot carry out", func(t *testing.T) {
+		b := locked(t)
+		b.Update.Engine = unable{b.Update.Engine}
+		b.repo.push(second)
+		b.pull("out of cheese")
+		b.calls()
+		b.has("/etc/one", "first")
 	})
 	t.Run("a push overtakes it in the queue", func(t *testing.T) {
 		b := locked(t)

@@ -691,6 +691,11 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome,
 	done := r.did("lock")
 	detail := "skipped: there is no fleet lock"
 	if !short && r.Update.Locks() {
+		// What cannot be carried out asks nobody for a turn, and an image is not
+		// built while others wait.
+		if err := r.Update.Check(ctx, prop.Plan, prop.Engine); err != nil {
+			return err
+		}
 		if err := r.Update.Acquire(ctx); err != nil {
 			return err
 		}

@@ -153,6 +153,19 @@ func (u *Update) foregone(c *state.Change) {
 	}
 }
 
+// Check has the engine look whether it can carry a plan out, as Pin does once
+// more. Nothing is stored for it.
+func (u *Update) Check(ctx context.Context, p *plan.Plan, request engine.Request) error {
+	return u.check(ctx, &engine.Job{Plan: p, Manifest: &p.Manifest, Request: request})
+}
+
+func (u *Update) check(ctx context.Context, job *engine.Job) error {
+	if _, err := u.Engine.Check(ctx, job); err != nil {
+		return fmt.Errorf("checking the change: %w", err)
+	}
+	return nil
+}
+
 // Pin stores everything that the change needs and makes it the change under
 // way. Nothing on the host is touched. After an error nothing is pinned.
 func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in Inputs) (err error) {
@@ -173,8 +186,8 @@ func (u *Update) Pin(ctx context.Context, change *state.Change, p *plan.Plan, in
 		}
 	}()
 	job := &engine.Job{ID: change.ID, Dir: dir, Plan: p, Manifest: &p.Manifest, Request: in.Request}
-	if _, err := u.Engine.Check(ctx, job); err != nil {
-		return fmt.Errorf("checking the change: %w", err)
+	if err := u.check(ctx, job); err != nil {
+		return err
 	}
 	if err := u.stage(ctx, dir, p, in); err != nil {
 		return fmt.Errorf("staging the change: %w", err)
