@@ -232,7 +232,9 @@ func (h *Host) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := append([]string{"--target", fmt.Sprint(pid), "--all", "--"}, args...)
+	// A shutdown stops all processes before it ends them. An nsenter that forks stops
+	// itself when its child is stopped, is never continued, and holds the shutdown up.
+	argv := append([]string{"--target", fmt.Sprint(pid), "--all", "--no-fork", "--", "sh", "-c", `"$@"; exit $?`, "sh"}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", argv...)
 	cmd.Dir = "/"
 	cmd.Env = []string{
