@@ -50,7 +50,7 @@ func (v version) push(m *machine) (commit string) {
 		"  links: [{path: /opt/current, target: /opt/app/of-" + name + "}]",
 		"  files:",
 		"    - {path: /etc/app.conf, mode: 064" + strconv.Itoa(v.kind) + ", contents: {inline: " + name + "}}",
-		"    - {path: /etc/kernel.conf, contents: {inline: kernel}}",
+		"    - {path: /etc/kernel.conf, contents: {inline: kernel-" + strconv.Itoa(v.kind/2) + "}}",
 		"    - {path: /etc/tmpfiles.d/app.conf, contents: {inline: 'd /run/app-" + name + " 0755'}}",
 		"    - {path: /etc/reconf-pull/hooks/migration.d/10-serial, mode: 0755, contents: {local: serial}}",
 		"systemd:",
@@ -176,7 +176,7 @@ func (m *machine) settle(commit string) {
 	m.t.Helper()
 	starts := 0
 	m.WaitFor(2*time.Minute, func() bool {
-		up, _ := m.Try("systemctl", "is-system-running", "--wait")
+		up, _ := m.Try("timeout", "10", "systemctl", "is-system-running", "--wait")
 		if up = strings.TrimSpace(up); up != "running" && up != "degraded" {
 			return false // booting, or rebooting
 		}
@@ -191,7 +191,7 @@ func (m *machine) settle(commit string) {
 		if starts++; starts > 6 {
 			m.t.Fatalf("started %d times, the agent does not come to %s:\n%s", starts-1, commit, m.Run("cat", "/run/said"))
 		}
-		_, _ = m.Try("systemctl", "start", agent)
+		_, _ = m.Try("timeout", "60", "systemctl", "start", agent)
 		return false
 	}, "commit "+commit)
 }
@@ -201,10 +201,10 @@ func (m *machine) settle(commit string) {
 func bootVersions(t *testing.T) (m *machine, last version, want [kinds]outcome) {
 	m = boot(t, bootedhost.Debian13)
 	m.write("/etc/reconf-pull/config.toml", "keep = 2", "[source]", "url = '"+bootedhost.RepoURL+"'", "[service]", "settle = '50ms'")
-	m.write("/etc/systemd/system/booted.service", "[Service]", "Type=oneshot", "RemainAfterExit=yes", "ExecStart=cp /etc/kernel.conf /run/booted", "[Install]", "WantedBy=multi-user.target")
+	m.write("/etc/systemd/system/booted.service", "[Unit]", "Before="+agent, "[Service]", "Type=oneshot", "RemainAfterExit=yes", "ExecStart=cp /etc/kernel.conf /run/booted", "[Install]", "WantedBy=multi-user.target")
 	// Of a script's service systemd would have enough after five starts in ten seconds.
 	m.write("/etc/systemd/system/db.service", "[Unit]", "StartLimitIntervalSec=0", strings.TrimSuffix(sleeper(), "\n"))
-	m.Write("/etc/kernel.conf", []byte("kernel"), 0o644)
+	m.Write("/etc/kernel.conf", []byte("kernel-0"), 0o644)
 	m.hook("pre_update.d/10-drain", "systemctl stop db.service")
 	m.hook("configure.d/10-derive", "cat /etc/app.conf >/srv/derived")
 	m.hook("needs_reboot.d/10-kernel", "cmp /etc/kernel.conf /run/booted")
@@ -268,7 +268,7 @@ func TestPowerCutsAtRandom(t *testing.T) {
 			m.CommitNames()
 		}
 		m.PowerOff()
-		change := m.openChange()
+		change := m.peekChange()
 		m.Start()
 		return how, change
 	})
@@ -288,7 +288,7 @@ func TestKillsAtRandom(t *testing.T) {
 			how, killed = "kill", m.KillNow(agent, false)
 		}
 		if killed > 0 || how == "stop" {
-			change = m.openChange()
+			change = m.peekChange()
 		}
 		m.WaitFor(time.Minute, func() bool {
 			out, _ := m.Try("systemctl", "is-active", agent)
@@ -297,6 +297,15 @@ func TestKillsAtRandom(t *testing.T) {
 		_, _ = m.Try("systemctl", "start", "--no-block", agent)
 		return how, change
 	})
+}
+
+// peekChange is openChange of a host that may be rebooting.
+func (m *machine) peekChange() *change {
+	var st struct{ Change *change }
+	if json.Unmarshal(m.Peek("/var/lib/reconf-pull/state.json"), &st) != nil {
+		return nil
+	}
+	return st.Change
 }
 
 // crash goes on with versions, cutting the host off at random instants of each, and
