@@ -177,6 +177,8 @@ func hint(err error) string {
 		return "the host is as it was before; push a commit that mends it, or mend the host and say reconf-pull retry"
 	case errors.As(err, &kept):
 		return "push a commit that mends it, or mend the host and say reconf-pull retry"
+	case errors.As(err, &back) && back.Left:
+		return "mend what the step names and say reconf-pull retry or reconf-pull rollback; another commit goes on, too"
 	case errors.As(err, &back):
 		return "the next run goes on rolling back; reconf-pull status shows what is left"
 	case errors.Is(err, engine.ErrUntouched) && !errors.Is(err, syscall.ENOSPC):

@@ -741,3 +741,55 @@ func TestNoRoom(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A step that dies as often as it may is left to the next push: whatever step it
+// is, and whatever becomes of what it did, no run is stuck in it.
+func TestDiesEveryTime(t *testing.T) {
+	for _, c := range []struct {
+		name, dies string
+		keep       bool
+		want       string // how the last run ended, and where the host stands
+	}{
+		{"configure", "apply", false, "back:configure: asks=0 held"},
+		{"configure, and it is kept", "apply", true, "error:configure: asks=0 configure=error held"},
+		{"rollback", "undo", false, "error:health: asks=0 health=error rollback=error held"},
+		{"record", "needs_update?", false, "error:record: asks=0 record=error"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t)
+			b.KeepFailed = c.keep
+			b.scripts.fail[hooks.Health] = c.dies == "undo"
+			b.scripts.fail[hooks.Update] = false
+			if c.dies == "needs_update?" {
+				b.scripts.yes[hooks.NeedsUpdate] = true // the record asks once more
+			}
+			b.scripts.called = func(what string) {
+				if what == c.dies {
+					panic(died{})
+				}
+			}
+			life := func(run func() error) (err error) {
+				defer func() {
+					if p := recover(); p != nil {
+						err = errors.New("killed")
+					}
+				}()
+				return run()
+			}
+			err := life(func() error { return b.begin(&state.Change{OSWork: c.dies == "needs_update?"}, "/etc/motd") })
+			for range 3 {
+				if err.Error() != "killed" {
+					t.Fatalf("too early: %v", err)
+				}
+				err = life(b.again)
+			}
+			if got := said(err) + ": " + b.seen(); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+			b.reload()
+			if change := b.State.Change; change != nil && !b.Ended(change) {
+				t.Errorf("the next run begins it again before it fetches: %s", b.seen())
+			}
+		})
+	}
+}

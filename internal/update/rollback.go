@@ -33,6 +33,8 @@ type RolledBackError struct {
 	OSWork bool
 	// Untouched: nothing was written that would have had to be brought back.
 	Untouched bool
+	// Left: the way back failed as often as a step may, and no run goes on with it by itself.
+	Left bool
 	// Stays is what cannot be undone, for people.
 	Stays string
 }
@@ -181,7 +183,9 @@ func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine
 	if !errors.As(back, &wait) && ctx.Err() == nil && !change.ByHand {
 		u.failedHook(ctx, change, job, failed)
 	}
-	return &RolledBackError{Failed: failed, Back: back, OSWork: heldAsOSWork(change, failed.Step), Untouched: untouched(change), Stays: u.stays(change, job)}
+	return &RolledBackError{
+		Failed: failed, Back: back, OSWork: heldAsOSWork(change, failed.Step), Untouched: untouched(change), Left: u.Ended(change), Stays: u.stays(change, job),
+	}
 }
 
 // stays names what update.d installed: no rollback takes that away.
@@ -222,7 +226,9 @@ func (u *Update) Ended(c *state.Change) bool {
 }
 
 // exhausted is the step that a crash ended every time it was begun: a kernel
-// that dies in every apply must not be sent there for ever.
+// that dies in every apply must not be sent there for ever. It is marked as failed,
+// so that further runs fetch before they look at it again: the push that repairs it
+// must get through. The caller saves.
 func (u *Update) exhausted(tasks []state.Task) *pipeline.StepError {
 	for i := range tasks {
 		task := &tasks[i]
@@ -231,6 +237,7 @@ func (u *Update) exhausted(tasks []state.Task) *pipeline.StepError {
 			if task.Detail != "" { // of the last time
 				died = fmt.Errorf("begun %d times, and cut off every time: %s", task.Attempts, task.Detail)
 			}
+			task.Status, task.Detail, task.Ended = state.Failed, died.Error(), u.Host.Now()
 			return &pipeline.StepError{Step: task.Name, Err: died}
 		}
 	}

@@ -450,6 +450,9 @@ func (u *Update) Resume(ctx context.Context) error {
 		return err
 	}
 	if dead := u.exhausted(change.Tasks); dead != nil {
+		if err := state.Save(u.Dirs, u.State); err != nil {
+			return err
+		}
 		return u.failed(ctx, change, job, dead)
 	}
 	return u.run(ctx, change, job, false)
@@ -460,7 +463,10 @@ func (u *Update) Resume(ctx context.Context) error {
 func (u *Update) resumeBack(ctx context.Context, change *state.Change, job *engine.Job) error {
 	failed := u.why(change)
 	if dead := u.exhausted(change.Rollback); dead != nil {
-		return &RolledBackError{Failed: failed, Back: dead, OSWork: heldAsOSWork(change, failed.Step)}
+		if err := state.Save(u.Dirs, u.State); err != nil {
+			return err
+		}
+		return u.wentBack(ctx, change, job, failed, dead)
 	}
 	return u.wentBack(ctx, change, job, failed, u.goBack(ctx, change, job, false))
 }
