@@ -793,3 +793,29 @@ func TestDiesEveryTime(t *testing.T) {
 		})
 	}
 }
+
+// error.d hears of a failure, whatever step it is: also of a record that cannot be
+// written, which is not rolled back.
+func TestErrorScripts(t *testing.T) {
+	for _, phase := range []hooks.Phase{hooks.PreUpdate, hooks.PreConfigure, hooks.PostConfigure, hooks.Health, "record"} {
+		t.Run(string(phase), func(t *testing.T) {
+			b := newBench(t)
+			b.scripts.fail[hooks.Error] = true // what it says changes nothing
+			b.scripts.fail[phase] = true
+			if phase == "record" {
+				if err := os.RemoveAll(filepath.Join(b.Dirs.State, "generations")); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(b.Dirs.State, "generations"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.begin(&state.Change{}, "/etc/motd"); err == nil {
+				t.Fatal("nothing failed")
+			}
+			if n := len(slices.DeleteFunc(slices.Clone(b.scripts.log), func(s string) bool { return s != "error" })); n != 1 {
+				t.Errorf("error.d ran %d times: %v", n, b.scripts.log)
+			}
+		})
+	}
+}

@@ -84,9 +84,9 @@ func (e *KeptError) Unwrap() error { return e.Failed }
 // is simply tried again.
 func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.Job, err *pipeline.StepError) error {
 	switch {
-	case err.Step == (&record{}).Name(), err.Step == (&release{}).Name():
-		return err
-	case u.triesLeft(change, err.Step):
+	case err.Step == (&release{}).Name():
+		return err // the change is recorded
+	case err.Step == (&record{}).Name(), u.triesLeft(change, err.Step):
 		u.failedHook(ctx, change, job, err)
 		return err
 	case u.KeepFailed && errors.Is(err, ErrDamaged):
