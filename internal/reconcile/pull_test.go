@@ -467,6 +467,90 @@ func TestBackoff(t *testing.T) {
 	b.has("/etc/one", "second")
 }
 
+// What a boot took away of a change that was cut off is written again, from what
+// was pinned, and the machine is booted with it; what somebody edits is left alone.
+func TestLostInABoot(t *testing.T) {
+	spoil := func(t *testing.T, b *bench) {
+		t.Helper()
+		for path, target := range map[string]string{"etc/default/grub": "", "etc/two": "", "etc/one": "older", "etc/gone": "old"} {
+			path = filepath.Join(b.Host.Root, path)
+			if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+			if target == "" {
+				continue
+			}
+			if err := os.Symlink(target, path); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	whole := func(b *bench) {
+		b.t.Helper()
+		b.has("/etc/one", "second")
+		b.has("/etc/two", "second")
+		b.has("/etc/default/grub", "reboots")
+		b.has("/etc/gone", "")
+	}
+	const next = "{path: /etc/one, target: second}, {path: /etc/two, target: second}, {path: /etc/default/grub, target: reboots}"
+	begin := func(t *testing.T) *bench {
+		t.Helper()
+		b := newBench(t)
+		b.repo.push("{path: /etc/one, target: first}, {path: /etc/gone, target: old}")
+		b.pull("")
+		b.scripts.answer[hooks.Configure] = nil
+		b.repo.push(next)
+		b.pull("a reboot is pending")
+		return b
+	}
+	t.Run("the boot that was asked for", func(t *testing.T) {
+		b := begin(t)
+		spoil(t, b)
+		b.machine.boot++
+		b.pull("a reboot is pending")
+		b.machine.boot++
+		b.pull("")
+		whole(b)
+		if diff := cmp.Diff([]string{"configure", "configure"}, b.scripts.log); diff != "" || b.machine.asks != 2 {
+			t.Errorf("%d questions, -want +got:\n%s", b.machine.asks, diff)
+		}
+	})
+	t.Run("nothing was", func(t *testing.T) {
+		b := begin(t)
+		b.machine.boot++
+		b.pull("")
+		whole(b)
+		if diff := cmp.Diff([]string{"configure"}, b.scripts.log); diff != "" || b.machine.asks != 1 {
+			t.Errorf("%d questions, -want +got:\n%s", b.machine.asks, diff)
+		}
+	})
+	t.Run("the same boot", func(t *testing.T) {
+		b := begin(t)
+		spoil(t, b)
+		b.pull("a reboot is pending")
+		b.has("/etc/one", "older")
+		if len(b.scripts.log) != 1 {
+			t.Errorf("%v", b.scripts.log)
+		}
+	})
+	t.Run("in every boot", func(t *testing.T) {
+		b := begin(t)
+		for range 2 {
+			spoil(t, b)
+			b.machine.boot++
+			b.pull("a reboot is pending")
+		}
+		spoil(t, b)
+		b.machine.boot++
+		b.pull("begun 3 times, and in this boot 4 of its paths are not as it left them")
+		if b.Update.State.Held == nil || b.machine.asks != 3 {
+			t.Errorf("held %+v, %d questions", b.Update.State.Held, b.machine.asks)
+		}
+		b.has("/etc/two", "")
+		b.has("/etc/gone", "old")
+	})
+}
+
 func TestWaits(t *testing.T) {
 	failed := &pipeline.StepError{Step: "health", Err: errors.New("ill")}
 	for _, c := range []struct {

@@ -46,7 +46,7 @@ func (s *configure) Run(ctx context.Context) error {
 	}
 	stopped := len(s.job.Plan.Stopped) > 0 || slices.ContainsFunc(s.job.Plan.Units, func(unit plan.Unit) bool { return !unit.Enable || unit.Again })
 	var untouched *engine.UntouchedError
-	if errors.As(err, &untouched) && stopped {
+	if errors.As(err, &untouched) && (stopped || started(s.change, "post-configure")) {
 		return untouched.Err // no file was changed, but units were: the change is rolled back like any other
 	}
 	if err != nil {

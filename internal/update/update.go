@@ -455,6 +455,14 @@ func (u *Update) Resume(ctx context.Context) error {
 		}
 		return u.failed(ctx, change, job, dead)
 	}
+	err = u.verify(change, job)
+	var gone *pipeline.StepError
+	if errors.As(err, &gone) {
+		return u.failed(ctx, change, job, gone)
+	}
+	if err != nil {
+		return fmt.Errorf("verifying change %s: %w", change.ID, err)
+	}
 	return u.run(ctx, change, job, false)
 }
 
