@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,7 +18,9 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
+	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 	"github.com/reconf-pull/reconf-pull/internal/survey"
 )
 
@@ -166,4 +169,101 @@ func (a *app) hosts(ctx context.Context, dir string, globs []string) (err error)
 		return exitStatus(exitDataErr)
 	}
 	return err
+}
+
+func (a *app) affectedCommand() *cobra.Command {
+	dir := "."
+	cmd := &cobra.Command{
+		Use:   "affected OLD [NEW]",
+		Short: "List the hosts whose config differs between two commits",
+		Long: `Affected compares the digest of every host between OLD and NEW, and says what differs:
+whom a push will touch, before it is pushed. Either is a commit, a branch or a tag of
+the git repository around --dir, or a directory when it is . or begins with ./, ../ or /.
+Without NEW it is the checkout as it lies there, with what is not committed.
+
+It exits with 0 when no host is affected, with 3 when one is, with 65 when a host
+config that differs cannot be read.`,
+		Example: `  reconf-pull affected origin/main
+  reconf-pull affected HEAD~1 HEAD --json`,
+		Args: args(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return a.affected(cmd.Context(), dir, append(given, dir)[:2])
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", ".", "checkout of the fleet repo")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+// side is one of two trees that are compared.
+type side struct {
+	source.Tree
+	name string // as the user said it
+	id   string // commit, or directory
+}
+
+func (a *app) affected(ctx context.Context, dir string, given []string) (err error) {
+	var local *gogit.Local
+	var sides []side
+	defer func() {
+		for _, s := range sides {
+			if c, ok := s.Tree.(io.Closer); ok {
+				err = errors.Join(err, c.Close())
+			}
+		}
+		if local != nil {
+			err = errors.Join(err, local.Close())
+		}
+	}()
+	for i, name := range given {
+		s := side{name: name, id: name}
+		if i == 1 && name == dir || isDirectory(name) {
+			if s.Tree, err = checkout.Open(name); err != nil {
+				return err
+			}
+			if name == dir {
+				s.name = "the checkout"
+			}
+			sides = append(sides, s)
+			continue
+		}
+		if local == nil {
+			if local, err = gogit.OpenLocal(dir); err != nil {
+				return err
+			}
+		}
+		if s.Tree, s.id, err = local.Tree(name); err != nil {
+			return err
+		}
+		sides = append(sides, s)
+	}
+	found, err := survey.Affected(ctx, sides[0], sides[1])
+	if err != nil && local != nil {
+		return local.Explain(err)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		err = a.printJSON(report.AffectedDocument{
+			Schema: report.AffectedSchema, Old: sides[0].id, New: sides[1].id, Hosts: found.Hosts, Affected: append([]survey.Effect{}, found.Affected...),
+		})
+	} else {
+		text := report.AffectedText{Color: a.colored(a.stdout), Old: sides[0].name, New: sides[1].name}
+		err = text.Write(a.stdout, found)
+	}
+	switch {
+	case err != nil:
+		return err
+	case slices.ContainsFunc(found.Affected, func(e survey.Effect) bool { return e.Kind == survey.Broken }):
+		return exitStatus(exitDataErr)
+	case len(found.Affected) > 0:
+		return exitStatus(exitChanges)
+	}
+	return nil
+}
+
+// isDirectory tells a directory from a revision, which never begins like that.
+func isDirectory(name string) bool {
+	return name == "." || name == ".." || strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") || strings.HasPrefix(name, "/")
 }

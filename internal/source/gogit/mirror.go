@@ -52,6 +52,14 @@ type mirror struct {
 
 	mu    sync.Mutex // go-git's packs are for one goroutine
 	packs packs      // nil until the first object is read
+	other objects    // of a repository that is no mirror of ours; nil: packs
+}
+
+// objects are where an object is read from.
+type objects interface {
+	object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.EncodedObject, error)
+	size(id plumbing.Hash) (int64, error)
+	close()
 }
 
 // openMirror opens the mirror at dir: errNoMirror when there is none,
@@ -104,7 +112,12 @@ func newMirror(dir string) *mirror {
 	return &mirror{dir: dir, files: files, store: filesystem.NewStorageWithOptions(files, nil, filesystem.Options{ExclusiveAccess: true})}
 }
 
-func (m *mirror) close() { m.packs.close() }
+func (m *mirror) close() {
+	m.packs.close()
+	if m.other != nil {
+		m.other.close()
+	}
+}
 
 // checkTip reads the commit and the root of its tree.
 func (m *mirror) checkTip(tip plumbing.Hash) error {
@@ -116,11 +129,14 @@ func (m *mirror) checkTip(tip plumbing.Hash) error {
 	return err
 }
 
-func (m *mirror) open() (err error) {
+func (m *mirror) open() (_ objects, err error) {
+	if m.other != nil {
+		return m.other, nil
+	}
 	if m.packs == nil {
 		m.packs, err = openPacks(m.files)
 	}
-	return err
+	return m.packs, err
 }
 
 // encoded looks an object up.
@@ -128,10 +144,11 @@ func (m *mirror) encoded(t plumbing.ObjectType, id plumbing.Hash) (obj plumbing.
 	defer recovered(&err)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.open(); err != nil {
+	from, err := m.open()
+	if err != nil {
 		return nil, err
 	}
-	if obj, err = m.packs.object(t, id); err != nil {
+	if obj, err = from.object(t, id); err != nil {
 		return nil, damaged(t.String()+" "+id.String(), err)
 	}
 	return obj, nil
@@ -142,10 +159,11 @@ func (m *mirror) size(id plumbing.Hash) (size int64, err error) {
 	defer recovered(&err)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := m.open(); err != nil {
+	from, err := m.open()
+	if err != nil {
 		return 0, err
 	}
-	if size, err = m.packs.size(id); err != nil {
+	if size, err = from.size(id); err != nil {
 		return 0, damaged("object "+id.String(), err)
 	}
 	return size, nil
