@@ -124,7 +124,7 @@ func TestRebootThatIsPutOff(t *testing.T) {
 			}
 			day := strings.TrimSpace(m.Run("date", "--date=2 days", "+%a"))
 			closed := "windows = ['" + day + " 00:00-24:00']"
-			m.configure("[reboot]", closed)
+			m.configure("[reboot]", "paths = ['/etc/default/*']", closed)
 
 			first := m.BootID()
 			m.appPush("one")
@@ -137,6 +137,15 @@ func TestRebootThatIsPutOff(t *testing.T) {
 			m.says(out, "reboot")
 			if status, said := m.pull(); status != 0 || m.BootID() != first {
 				t.Errorf("outside the window the run ended with %d:\n%s", status, said)
+			}
+			// What is known to reboot does not begin, and may still be replaced.
+			m.push("storage: {files: [{path: /etc/default/app, contents: {inline: x}}]}")
+			if status, said := m.pull(); status != 75 || !strings.Contains(said, "outside the window") || m.Exists("/etc/default/app") {
+				t.Errorf("a change that reboots: the run ended with %d:\n%s", status, said)
+			}
+			m.appPush("one")
+			if status, said := m.pull(); status != 0 {
+				t.Errorf("without it the run ended with %d:\n%s", status, said)
 			}
 			m.expect("outside the window", strings.Fields(m.logged()))
 
