@@ -107,7 +107,7 @@ func buildProgram(t *testing.T) string {
 
 // Every TOML example is a file that the program reads.
 func TestExamplesDecode(t *testing.T) {
-	for _, name := range []string{"docs/configuration.md", "docs/quickstart.md"} {
+	for _, name := range []string{"docs/configuration.md", "docs/locks.md", "docs/quickstart.md"} {
 		for _, b := range blocks(t, name) {
 			if b.language != "toml" {
 				continue

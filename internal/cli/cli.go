@@ -81,7 +81,8 @@ Exit status:
    0  up to date, or applied
    1  a step failed, or something is held; disk full or an I/O error
    2  wrong usage
-   3  plan, affected and status only: there are changes, or something is pending
+   3  plan, affected, status and lock status only: there are changes, something is
+      pending, or the fleet lock is not to be had
   65  the host config is invalid, or refused
   66  no config for this host, or another host's
   69  the source is not reachable
@@ -112,7 +113,7 @@ it or a file that it refers to has changed makes the running host match.
 	cmd.CompletionOptions.HiddenDefaultCmd = false
 	cmd.AddCommand(
 		a.runCommand(), a.planCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.hashCommand(), a.translateCommand(), a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.versionCommand(), a.reachCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.lockCommand(), a.hashCommand(), a.translateCommand(), a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.versionCommand(), a.reachCommand(),
 	)
 	return cmd
 }

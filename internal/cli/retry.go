@@ -22,7 +22,11 @@ are then tried again without waiting any longer.`,
 				if st.Held == nil && st.HeldOSWork == nil && (st.Change == nil || !st.Change.Ended() && st.Change.Waits() == nil) {
 					return a.print("nothing is held\n")
 				}
-				if err := a.update(m, st).Retry(); err != nil {
+				u, err := a.update(m, st)
+				if err != nil {
+					return err
+				}
+				if err := u.Retry(); err != nil {
 					return err
 				}
 				return a.print("the next run tries again: systemctl start reconf-pull, or reconf-pull run\n")
@@ -42,7 +46,11 @@ one generation back; for an older one, revert the commit and push.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.locked("rollback", func(m *machine, st *state.State) error {
-				if err := a.update(m, st).Back(cmd.Context()); err != nil {
+				u, err := a.update(m, st)
+				if err != nil {
+					return err
+				}
+				if err := u.Back(cmd.Context()); err != nil {
 					return err
 				}
 				return a.print(fmt.Sprintf("%s is back at %.12s, generation %d\n", st.Applied.Host, st.Applied.Commit, st.Applied.Generation))

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
@@ -48,7 +49,13 @@ from a script, or where there is no such service, it runs in place.
 }
 
 func (a *app) run(ctx context.Context) error {
-	return a.locked("run", func(m *machine, st *state.State) error { return a.pull(ctx, m, st) })
+	return a.locked("run", func(m *machine, st *state.State) error {
+		err := a.pull(ctx, m, st)
+		if errors.Is(err, lock.ErrBusy) && ctx.Err() == nil {
+			pollLock(ctx, m)
+		}
+		return err
+	})
 }
 
 // pull is one run, under the run lock.

@@ -162,6 +162,10 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	if err != nil {
 		return nil, err
 	}
+	u, err := a.update(m, st)
+	if err != nil {
+		return nil, err
+	}
 	r := &reconcile.Reconciler{
 		Host: m.host, Dirs: m.dirs, Source: src, Names: names, Named: named, Strict: m.config.Translate.Strict,
 		Settings: plan.Settings{
@@ -171,7 +175,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		},
 		Contents: a.contents(m),
 		Accounts: accounts(m), OnChange: systemd.OnChange, Log: m.log,
-		Update:   a.update(m, st),
+		Update:   u,
 		Hooks:    scripts(m),
 		Choose:   chooser(m),
 		Announce: func(*reconcile.Proposal) {},
@@ -188,16 +192,20 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 func accounts(m *machine) *host.Accounts { return &host.Accounts{Host: m.host, Runner: run.Host{}} }
 
 // update wires what carries changes out and undoes them: it needs no source.
-func (a *app) update(m *machine, st *state.State) *update.Update {
+func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 	u := &update.Update{
 		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Keep: m.config.Keep,
 		Engine:      engines(m),
 		Units:       &units.Offline{Host: m.host, Log: m.log},
 		MaxAttempts: m.config.Retry.Attempts, Backoff: time.Duration(m.config.Retry.Backoff), KeepFailed: m.config.Apply.OnFailure == "keep",
-		Lock: lock.None{}, // the only kind that the configuration takes
+		Lock: lock.None{}, LockReboots: m.config.Lock.Scope == "reboot",
 	}
 	if !m.host.Live() {
-		return u
+		return u, nil
+	}
+	var err error
+	if u.Lock, err = a.fleetLock(m); err != nil {
+		return nil, err
 	}
 	u.Units = &units.Live{
 		Connect: systemd.Connect, Host: m.host, Runner: run.Host{}, Log: m.log,
@@ -222,7 +230,7 @@ func (a *app) update(m *machine, st *state.State) *update.Update {
 			u.Lifeline = append(u.Lifeline, path)
 		}
 	}
-	return u
+	return u, nil
 }
 
 // scripts are the host's own, and before those that lie in others.

@@ -121,7 +121,20 @@ type Reboot struct {
 
 // Lock is the fleet lock.
 type Lock struct {
-	Kind string `toml:"kind"`
+	Kind         string   `toml:"kind"`
+	Scope        string   `toml:"scope"`
+	URL          string   `toml:"url"`
+	Endpoints    []string `toml:"endpoints"`
+	CA           string   `toml:"ca"`
+	Cert         string   `toml:"cert"`
+	Key          string   `toml:"key"`
+	User         string   `toml:"user"`
+	PasswordFile string   `toml:"password_file"`
+	Name         string   `toml:"name"`
+	Group        string   `toml:"group"`
+	Slots        int      `toml:"slots"`
+	Timeout      Duration `toml:"timeout"`
+	Poll         Duration `toml:"poll"`
 }
 
 // Drift is what happens to paths that changed on the host only.
@@ -155,7 +168,7 @@ func Default() Config {
 		Reboot:    Reboot{Timeout: Duration(10 * time.Minute), WithoutScripts: "never"},
 		Run:       Run{Timeout: Duration(time.Hour)},
 		Engine:    Engine{Kind: "auto", Timeout: Duration(15 * time.Minute), Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
-		Lock:      Lock{Kind: lock.NoLock},
+		Lock:      Lock{Kind: lock.NoLock, Scope: "always", Group: "default", Slots: 1, Timeout: Duration(30 * time.Second), Poll: Duration(time.Minute)},
 		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
 		Health:    Health{Source: "auto"},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
@@ -251,9 +264,8 @@ func (c *Config) check(path string, data []byte) finding.List {
 	if c.Reboot.Command != nil && (len(c.Reboot.Command) == 0 || c.Reboot.Command[0] == "") {
 		bad("reboot.command has no program", "reboot", "command")
 	}
-	if err := lock.Check(c.Lock.Kind); err != nil {
-		bad(err.Error(), "lock", "kind")
-	}
+	choice(c.Lock.Kind, lock.Kinds, "lock", "kind")
+	c.Lock.check(func(key, message string) { bad(message, "lock", key) })
 	if c.Keep < 1 {
 		bad("keep must be at least 1: the applied generation is one", "keep")
 	}

@@ -39,7 +39,7 @@ func TestDefaults(t *testing.T) {
 		Drift:     config.Drift{Mode: "report"},
 		Retry:     config.Retry{Attempts: 3, Backoff: config.Duration(time.Minute)},
 		Reboot:    config.Reboot{Windows: nil, Timeout: config.Duration(10 * time.Minute), Paths: nil, WithoutScripts: "never", Command: nil},
-		Lock:      config.Lock{Kind: "none"},
+		Lock:      config.Lock{Kind: "none", Scope: "always", Group: "default", Slots: 1, Timeout: config.Duration(30 * time.Second), Poll: config.Duration(time.Minute)},
 		Run:       config.Run{Timeout: config.Duration(time.Hour)},
 		Engine:    config.Engine{Kind: "auto", Timeout: config.Duration(15 * time.Minute), Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
 		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
@@ -99,7 +99,20 @@ paths = ["/etc/default/grub", "/etc/modprobe.d/**"]
 without_scripts = "always"
 command = ["systemctl", "kexec"]
 [lock]
-kind = "none"
+kind = "etcd"
+scope = "reboot"
+url = "https://l"
+endpoints = ["https://a:2379", "https://b:2379"]
+ca = "/ca"
+cert = "/cert"
+key = "/key"
+user = "u"
+password_file = "/p"
+name = "{{.Group}}-of-{{.Host}}"
+group = "web"
+slots = 3
+timeout = "5s"
+poll = "2m"
 [engine]
 kind = "salt"
 timeout = "20m"
@@ -143,7 +156,10 @@ run = ["/usr/bin/other", "--now"]
 			Paths: []string{"/etc/default/grub", "/etc/modprobe.d/**"}, WithoutScripts: "always", Command: []string{"systemctl", "kexec"},
 		},
 		Engine: config.Engine{Kind: "salt", Timeout: config.Duration(20 * time.Minute), Container: config.Container{File: "/f", Base: "b", Image: "i"}},
-		Lock:   config.Lock{Kind: "none"},
+		Lock: config.Lock{
+			Kind: "etcd", Scope: "reboot", URL: "https://l", Endpoints: []string{"https://a:2379", "https://b:2379"}, CA: "/ca", Cert: "/cert", Key: "/key",
+			User: "u", PasswordFile: "/p", Name: "{{.Group}}-of-{{.Host}}", Group: "web", Slots: 3, Timeout: config.Duration(5 * time.Second), Poll: config.Duration(2 * time.Minute),
+		},
 		Hooks:  config.Hooks{Timeout: config.Duration(30 * time.Second)},
 		Health: config.Health{Source: "never"},
 		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
@@ -153,7 +169,6 @@ run = ["/usr/bin/other", "--now"]
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b window.Window) bool { return a.String() == b.String() })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	got.Lock.Kind = "" // there is only one yet
 	different(t, "", reflect.ValueOf(got), reflect.ValueOf(config.Default()))
 	if n := len(got.Watches()); n != 2 {
 		t.Errorf("%d watches for the service table, want 2", n)
@@ -190,39 +205,52 @@ func TestErrors(t *testing.T) {
 		text, message, hint string
 		line                int
 	}{
-		"unknown key":         {"[source]\nurll = 'x'", `unknown key "source.urll"`, `did you mean "source.url"?`, 2},
-		"unknown table":       {"\n[notify]\nurl = 'x'", `unknown key "notify"`, "", 2},
-		"another case":        {"[Source]\nurl = 'x'", `unknown key "Source"`, `did you mean "source"?`, 1},
-		"no TOML":             {"[source\nurl = 'x'", "expected", "", 1},
-		"no TOML after a key": {"[source]\nurl\n[host]", "expected", "", 2},
-		"wrong type":          {"[host]\nshort_name = 'yes'", "bool", "", 2},
-		"a duration's unit":   {"[source]\ntimeout = '90'", `"90" is no duration: write it as 90s, 2m or 1h30m`, "", 2},
-		"a duration's number": {"[source]\ntimeout = 90", "duration", "", 2},
-		"no time at all":      {"[source]\ntimeout = '0s'", "source.timeout must be longer than 0", "", 2},
-		"negative time":       {"[service]\njob_timeout = '-1s'", "service.job_timeout must be longer than 0", "", 2},
-		"negative settle":     {"[service]\nsettle = '-1s'", "service.settle must not be negative", "", 2},
-		"a size's unit":       {"[translate]\nmax_file = '64MB'", `"64MB" is no size: write it as 512KiB, 64MiB or 1GiB`, "", 2},
-		"a size of nothing":   {"[translate]\nmax_file = '0MiB'", `"0MiB" is no size`, "", 2},
-		"a size with more":    {"[translate]\nmax_file = '1 MiB'", `"1 MiB" is no size`, "", 2},
-		"on_conflict":         {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
-		"drift mode":          {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
-		"on_failure":          {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
-		"no Containerfile":    {"[engine.container]\nfile = 'Containerfile'", "engine.container.file must be an absolute path", "", 2},
-		"no time to run":      {"[run]\ntimeout = \"0s\"", "run.timeout must be longer than 0", "", 2},
-		"days":                {"[run]\ntimeout = \"48h\"", "run.timeout must not be longer than 20h", "", 2},
-		"never tried":         {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
-		"no patience":         {"[retry]\nbackoff = '-1s'", "retry.backoff must not be negative", "", 2},
-		"a window":            {"[reboot]\nwindows = ['Sat 2-5']", `window "Sat 2-5": no time: write it as 02:00-05:00`, "", 2},
-		"a window's zone":     {"[reboot]\nwindows = ['02:00-05:00 Mars']", `no time zone "Mars"`, "", 2},
-		"a reboot at once":    {"[reboot]\ntimeout = '0s'", "reboot.timeout must be longer than 0", "", 2},
-		"a relative path":     {"[reboot]\npaths = ['/etc/a', 'etc/b']", `reboot.paths: "etc/b": path is not absolute`, "", 2},
-		"without scripts":     {"[reboot]\nwithout_scripts = 'yes'", `reboot.without_scripts = "yes" is none of always, never`, "", 2},
-		"no program":          {"[reboot]\ncommand = []", "reboot.command has no program", "", 2},
-		"a later lock":        {"[lock]\nkind = 'etcd'", `lock.kind = "etcd" comes with a later release; this one has "none"`, "", 2},
-		"no lock":             {"[lock]\nkind = 'file'", `lock.kind = "file" is no kind of lock; this release has "none"`, "", 2},
-		"keep nothing":        {"keep = 0", "keep must be at least 1", "", 1},
-		"a watch of nothing":  {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
-		"a watch without end": {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},
+		"unknown key":           {"[source]\nurll = 'x'", `unknown key "source.urll"`, `did you mean "source.url"?`, 2},
+		"unknown table":         {"\n[notify]\nurl = 'x'", `unknown key "notify"`, "", 2},
+		"another case":          {"[Source]\nurl = 'x'", `unknown key "Source"`, `did you mean "source"?`, 1},
+		"no TOML":               {"[source\nurl = 'x'", "expected", "", 1},
+		"no TOML after a key":   {"[source]\nurl\n[host]", "expected", "", 2},
+		"wrong type":            {"[host]\nshort_name = 'yes'", "bool", "", 2},
+		"a duration's unit":     {"[source]\ntimeout = '90'", `"90" is no duration: write it as 90s, 2m or 1h30m`, "", 2},
+		"a duration's number":   {"[source]\ntimeout = 90", "duration", "", 2},
+		"no time at all":        {"[source]\ntimeout = '0s'", "source.timeout must be longer than 0", "", 2},
+		"negative time":         {"[service]\njob_timeout = '-1s'", "service.job_timeout must be longer than 0", "", 2},
+		"negative settle":       {"[service]\nsettle = '-1s'", "service.settle must not be negative", "", 2},
+		"a size's unit":         {"[translate]\nmax_file = '64MB'", `"64MB" is no size: write it as 512KiB, 64MiB or 1GiB`, "", 2},
+		"a size of nothing":     {"[translate]\nmax_file = '0MiB'", `"0MiB" is no size`, "", 2},
+		"a size with more":      {"[translate]\nmax_file = '1 MiB'", `"1 MiB" is no size`, "", 2},
+		"on_conflict":           {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
+		"drift mode":            {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
+		"on_failure":            {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
+		"no Containerfile":      {"[engine.container]\nfile = 'Containerfile'", "engine.container.file must be an absolute path", "", 2},
+		"no time to run":        {"[run]\ntimeout = \"0s\"", "run.timeout must be longer than 0", "", 2},
+		"days":                  {"[run]\ntimeout = \"48h\"", "run.timeout must not be longer than 20h", "", 2},
+		"never tried":           {"[retry]\nattempts = 0", "retry.attempts must be at least 1", "", 2},
+		"no patience":           {"[retry]\nbackoff = '-1s'", "retry.backoff must not be negative", "", 2},
+		"a window":              {"[reboot]\nwindows = ['Sat 2-5']", `window "Sat 2-5": no time: write it as 02:00-05:00`, "", 2},
+		"a window's zone":       {"[reboot]\nwindows = ['02:00-05:00 Mars']", `no time zone "Mars"`, "", 2},
+		"a reboot at once":      {"[reboot]\ntimeout = '0s'", "reboot.timeout must be longer than 0", "", 2},
+		"a relative path":       {"[reboot]\npaths = ['/etc/a', 'etc/b']", `reboot.paths: "etc/b": path is not absolute`, "", 2},
+		"without scripts":       {"[reboot]\nwithout_scripts = 'yes'", `reboot.without_scripts = "yes" is none of always, never`, "", 2},
+		"no program":            {"[reboot]\ncommand = []", "reboot.command has no program", "", 2},
+		"no lock":               {"[lock]\nkind = 'file'", `lock.kind = "file" is none of none, foreman, fleetlock, etcd`, "", 2},
+		"no lock server":        {"[lock]\nkind = 'fleetlock'", "lock.url must say where the lock server is", "", 2},
+		"no etcd":               {"[lock]\nkind = 'etcd'", "lock.endpoints must name the members", "", 2},
+		"a password in a URL":   {"[lock]\nendpoints = ['https://a:1', 'https://u:p@b']", "lock.endpoints must not have a user or a password", "", 2},
+		"no URL":                {"[lock]\nurl = 'foreman.example.com'", "lock.url has to be https://HOST[:PORT][/PATH]", "", 2},
+		"a lock's scope":        {"[lock]\nscope = 'now'", `lock.scope = "now" is none of always, reboot`, "", 2},
+		"a lock's group":        {"[lock]\ngroup = 'a b'", `lock.group = "a b" may have letters, digits, dots and hyphens only`, "", 2},
+		"a lock's name":         {"[lock]\nname = '{{.Role}}'", `lock.name = "{{.Role}}" may use {{.Group}} and {{.Host}} only`, "", 2},
+		"no template":           {"[lock]\nname = '{{'", "lock.name is no template", "", 2},
+		"a lock by number":      {"[lock]\nkind = 'foreman'\nurl = 'https://f'\nname = '12'", `lock.name = "12" is no name for Foreman`, "", 4},
+		"a lock of no slots":    {"[lock]\nslots = 0", "lock.slots must be at least 1", "", 2},
+		"never asked again":     {"[lock]\npoll = '0s'", "lock.poll must be longer than 0", "", 2},
+		"no time to answer":     {"[lock]\ntimeout = '0s'", "lock.timeout must be longer than 0", "", 2},
+		"a lock's key alone":    {"[lock]\nkey = '/k'", "lock.cert and lock.key go together", "", 0},
+		"a password for nobody": {"[lock]\npassword_file = '/p'", "lock.user and lock.password_file go together", "", 0},
+		"keep nothing":          {"keep = 0", "keep must be at least 1", "", 1},
+		"a watch of nothing":    {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
+		"a watch without end":   {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := load(t, c.text)

@@ -71,15 +71,22 @@ type server struct {
 	calls      []string
 	acquired   func() error
 	releaseErr error
+	why        lock.Purpose // of the last request
 }
 
 func (*server) Kind() string { return "stand-in" }
 
-func (s *server) Acquire(context.Context) error {
+func (s *server) Acquire(_ context.Context, why lock.Purpose) error {
+	s.why = why
 	s.calls = append(s.calls, "acquire")
 	if s.acquired != nil {
 		return s.acquired()
 	}
+	return nil
+}
+
+func (s *server) Explain(_ context.Context, why lock.Purpose) error {
+	s.why = why
 	return nil
 }
 
@@ -329,6 +336,9 @@ func TestFleetLock(t *testing.T) {
 		if l := b.Update.State.Lock; l == nil || !l.Kept {
 			t.Errorf("lock %+v", l)
 		}
+		if want := fmt.Sprintf("%040d", b.repo.commit); b.lock.why.Commit != want || b.lock.why.Step != "health failed, the lock is kept" {
+			t.Errorf("others hear of %+v", b.lock.why)
+		}
 		// What goes back to the applied digest changes nothing, and gives it back.
 		b.repo.push("{path: /etc/one, target: first}")
 		b.pull("")
@@ -337,6 +347,128 @@ func TestFleetLock(t *testing.T) {
 			t.Errorf("lock %+v", b.Update.State.Lock)
 		}
 	})
+}
+
+// A server that gives no answer may have granted the lock.
+func TestUnsureLock(t *testing.T) {
+	b := newBench(t)
+	b.Update.Lock = b.lock
+	b.repo.push("{path: /etc/one, target: second}")
+	b.lock.acquired = func() error { return &lock.UnsureError{Kind: "stand-in", Err: errors.New("no route to host")} }
+	b.pull("the fleet lock (stand-in) cannot be asked for: no route to host")
+	if b.Update.State.Lock == nil {
+		t.Error("nobody knows of a lock that may have been granted")
+	}
+	b.pull("no route to host")
+	b.lock.acquired = nil
+	b.pull("")
+	b.has("/etc/one", "second")
+	b.calls("acquire", "release", "acquire", "release", "acquire", "release")
+}
+
+// A lock that is only for reboots is not taken for anything else, and nothing reboots
+// without it.
+func TestLockForReboots(t *testing.T) {
+	b := newBench(t)
+	b.Update.Lock, b.Update.LockReboots = b.lock, true
+	b.repo.push("{path: /etc/one, target: second}")
+	b.pull("")
+	b.calls()
+	// The need shows when the change is under way.
+	b.scripts.answer[hooks.NeedsReboot] = errYes
+	b.repo.push("{path: /etc/one, target: third}")
+	b.pull("")
+	b.calls()
+	b.has("/etc/one", "third")
+	if b.machine.asks != 0 || b.Update.State.Reboot == nil {
+		t.Fatalf("%d questions, pending %+v", b.machine.asks, b.Update.State.Reboot)
+	}
+	b.lock.acquired = func() error { return &lock.BusyError{Kind: "stand-in"} }
+	b.pull("the fleet lock is busy")
+	b.lock.acquired = nil
+	if b.pull("a reboot is pending (2 packages), asked for at"); b.machine.asks != 1 {
+		t.Errorf("%d questions, want one", b.machine.asks)
+	}
+	b.calls("acquire", "acquire")
+	delete(b.scripts.answer, hooks.NeedsReboot)
+	b.machine.boot++
+	b.pull("")
+	b.calls("release")
+	// A plan that shows the need takes it beforehand.
+	b.repo.push("{path: /etc/default/one, target: first}")
+	b.pull("/etc/default/one changes")
+	b.calls("acquire")
+	b.machine.boot++
+	b.pull("")
+	b.calls("release")
+	if b.machine.asks != 2 {
+		t.Errorf("%d questions, want two", b.machine.asks)
+	}
+}
+
+func TestLockByHand(t *testing.T) {
+	b := newBench(t)
+	b.Update.Lock = b.lock
+	b.lock.acquired = func() error { return &lock.BusyError{Kind: "stand-in"} }
+	if err := b.Update.AcquireByHand(t.Context()); !errors.Is(err, lock.ErrBusy) || b.Update.State.Lock != nil {
+		t.Errorf("busy: %v, %+v", err, b.Update.State.Lock)
+	}
+	b.lock.acquired = func() error { return &lock.UnsureError{Kind: "stand-in", Err: errors.New("no route")} }
+	if err := b.Update.AcquireByHand(t.Context()); !errors.Is(err, lock.ErrBusy) || b.Update.State.Lock == nil || b.Update.State.Lock.ByHand {
+		t.Errorf("no answer: %v, %+v", err, b.Update.State.Lock)
+	}
+	b.pull("")
+	b.calls("acquire", "acquire", "release")
+	b.lock.acquired = nil
+	if err := b.Update.AcquireByHand(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.pull("")
+	b.repo.push("{path: /etc/one, target: second}")
+	b.pull("")
+	b.has("/etc/one", "second")
+	b.scripts.answer[hooks.Health] = errors.New("ill")
+	b.repo.push("{path: /etc/one, target: bad}")
+	b.pull("ill")
+	b.scripts.answer[hooks.Health] = nil
+	b.repo.push("{path: /etc/one, target: third}")
+	b.pull("")
+	b.calls("acquire", "acquire", "acquire", "acquire")
+	if l := b.Update.State.Lock; l == nil || !l.ByHand || l.Kept {
+		t.Errorf("lock %+v", l)
+	}
+	b.scripts.answer[hooks.PreUpdate] = errors.New("not yet")
+	b.repo.push("{path: /etc/one, target: fourth}")
+	b.pull("not yet")
+	b.Update.State.Change.Tasks[3].Status = state.Doing
+	if err := b.Update.ReleaseByHand(t.Context(), false); !errors.Is(err, update.ErrUnderWay) {
+		t.Errorf("under way: %v", err)
+	}
+	b.lock.releaseErr = errors.New("no route")
+	if err := b.Update.ReleaseByHand(t.Context(), true); err == nil || b.Update.State.Lock == nil {
+		t.Errorf("no answer: %v", err)
+	}
+	b.lock.releaseErr = nil
+	if err := b.Update.ReleaseByHand(t.Context(), true); err != nil || b.Update.State.Lock != nil {
+		t.Errorf("%v, %+v", err, b.Update.State.Lock)
+	}
+}
+
+// A change that waits for its next try does not lose its lock to a push that turns out
+// to be broken.
+func TestLockOfAChangeThatWaits(t *testing.T) {
+	b := newBench(t)
+	b.Update.Lock = b.lock
+	b.scripts.answer[hooks.PreUpdate] = errors.New("not yet")
+	b.repo.push("{path: /etc/one, target: second}")
+	b.pull("not yet")
+	b.repo.push("{path: /etc/one, target: third}")
+	b.lock.acquired = func() error { b.repo.bu = "variant: nonsense\n"; return nil }
+	b.pull("version is missing")
+	b.calls("acquire", "acquire")
+	if b.Update.State.Lock == nil || b.Update.State.Change == nil {
+		t.Errorf("lock %+v, change %+v", b.Update.State.Lock, b.Update.State.Change)
+	}
 }
 
 // Without a lock nothing is fetched twice, and a run with nothing new writes nothing.

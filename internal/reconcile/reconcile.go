@@ -690,23 +690,26 @@ func (r *Reconciler) carryOut(ctx context.Context, prop *Proposal, out *Outcome,
 	}
 	done := r.did("lock")
 	detail := "skipped: there is no fleet lock"
-	if !short && r.Update.Locks() {
+	if r.Update.Locks() {
+		detail = "skipped: nothing reboots (lock.scope)"
+	}
+	if !short && r.Update.LocksFor(prop.Reboot != "" || change.OSWork || change.Reboot != nil) {
 		// What cannot be carried out asks nobody for a turn, and an image is not
 		// built while others wait.
 		if err := r.Update.Check(ctx, prop.Plan, prop.Engine); err != nil {
 			return err
 		}
-		if err := r.Update.Acquire(ctx); err != nil {
+		if err := r.Update.Acquire(ctx, lock.Purpose{Commit: prop.Revision.Commit, Step: "changing"}); err != nil {
 			return err
 		}
 		// A push that mends this one must overtake it in the queue.
 		var err error
 		if prop, err = again(); err != nil || prop == nil {
-			return errors.Join(err, r.Update.Release(ctx))
+			return errors.Join(err, r.Update.ReleaseLeft(ctx))
 		}
 		if change, short = r.change(prop); !short {
 			if err := r.Update.Gate(prop.Reboot); err != nil {
-				return errors.Join(err, r.Update.Release(ctx))
+				return errors.Join(err, r.Update.ReleaseLeft(ctx))
 			}
 		}
 		detail = ""

@@ -255,11 +255,7 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 		row("window", "%s; %s", when, strings.Join(s.Windows, " | "))
 	}
 	if s.Lock != nil {
-		kept := "may be held"
-		if s.Lock.Kept {
-			kept = "kept after a failure"
-		}
-		row("lock", "%s, %s, since %s", s.Lock.Kind, kept, s.Lock.Since.UTC().Format(time.RFC3339))
+		row("lock", "%s", s.Lock)
 	}
 	for _, note := range s.Notes {
 		row("note", "%s", note)

@@ -91,8 +91,21 @@ type FleetLock struct {
 	// Changing: it was asked for, so this host may hold it.
 	Changing bool `json:"changing,omitempty"`
 	// Kept: a change failed, and the lock keeps others from the same one.
-	Kept  bool      `json:"kept_after_failure,omitempty"`
-	Since time.Time `json:"since"`
+	Kept bool `json:"kept_after_failure,omitempty"`
+	// ByHand: an operator took it, and gives it back.
+	ByHand bool      `json:"by_hand,omitempty"`
+	Since  time.Time `json:"since"`
+}
+
+func (l *FleetLock) String() string {
+	how := "may be held"
+	switch {
+	case l.Kept:
+		how = "kept after a failure"
+	case l.ByHand:
+		how = "taken by hand"
+	}
+	return l.Kind + ", " + how + ", since " + l.Since.UTC().Format(time.RFC3339)
 }
 
 // Hold keeps a digest that failed for good from being tried again, until there

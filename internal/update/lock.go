@@ -5,15 +5,29 @@ import (
 	"errors"
 
 	"github.com/reconf-pull/reconf-pull/internal/lock"
+	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // Locks tells whether there is a fleet lock at all.
 func (u *Update) Locks() bool { return u.Lock != nil && u.Lock.Kind() != lock.NoLock }
 
+// LocksFor tells whether a change takes the fleet lock. reboots: it will, as far as that
+// shows, reboot the machine, or does OS work.
+func (u *Update) LocksFor(reboots bool) bool { return u.Locks() && (reboots || !u.LockReboots) }
+
 // Acquire takes the fleet lock. The belief that this host may hold it is saved
 // before it is asked for: a crash in between asks again, and gets its own lock.
-func (u *Update) Acquire(ctx context.Context) error {
+func (u *Update) Acquire(ctx context.Context, why lock.Purpose) error {
+	return u.acquire(ctx, why, false)
+}
+
+// AcquireByHand is Acquire for an operator: no run gives the lock back.
+func (u *Update) AcquireByHand(ctx context.Context) error {
+	return u.acquire(ctx, lock.Purpose{Step: "taken by hand"}, true)
+}
+
+func (u *Update) acquire(ctx context.Context, why lock.Purpose, byHand bool) error {
 	if !u.Locks() {
 		return nil
 	}
@@ -21,47 +35,98 @@ func (u *Update) Acquire(ctx context.Context) error {
 		return err
 	}
 	before := u.State.Lock
-	if before == nil {
-		u.State.Lock = &state.FleetLock{Kind: u.Lock.Kind(), Changing: true, Since: u.Host.Now()}
-	} else {
-		belief := *before
-		belief.Changing = true
-		u.State.Lock = &belief
+	belief := state.FleetLock{Kind: u.Lock.Kind(), Since: u.Host.Now()}
+	switch {
+	case before == nil:
+	case before.Kind != u.Lock.Kind():
+		u.notConfigured(before)
+		before = nil
+	default:
+		belief = *before
 	}
+	belief.Changing, belief.ByHand = true, belief.ByHand || byHand
+	u.State.Lock = &belief
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		u.State.Lock = before
 		return err
 	}
-	err := u.Lock.Acquire(ctx)
-	if errors.Is(err, lock.ErrBusy) {
+	err := u.Lock.Acquire(ctx, why)
+	var busy *lock.BusyError
+	if err == nil || !errors.As(err, &busy) && (before != nil || !byHand) {
+		return err
+	}
+	if errors.As(err, &busy) {
 		u.State.Lock = nil
-		if before != nil && before.Kept {
+		if before != nil && (before.Kept || before.ByHand) {
 			u.State.Lock = before // ours by its own account: the failed change may still be in place
 		}
-		return errors.Join(err, state.Save(u.Dirs, u.State))
+	} else {
+		// The operator did not get it: what may be left of the attempt is given back by
+		// the next run.
+		belief.ByHand = false
 	}
-	return err
+	return errors.Join(err, state.Save(u.Dirs, u.State))
 }
 
-// Release gives the fleet lock back, unless it is kept after a failure. What it
-// cannot give back it only believes to hold, and every run tries again.
+// notConfigured names a lock that the configuration has forgotten: nobody is left to ask.
+func (u *Update) notConfigured(l *state.FleetLock) {
+	u.Log.Warnf("the fleet lock (%s) is not configured any more: whatever this host held there has to be released there", l.Kind)
+}
+
+// Release gives the fleet lock back, unless it is kept after a failure or was taken by
+// hand. What it cannot give back it only believes to hold, and every run tries again.
 func (u *Update) Release(ctx context.Context) error {
-	if u.State.Lock == nil || u.State.Lock.Kept {
+	held := u.State.Lock
+	if held == nil || held.Kept || held.ByHand {
 		return nil
 	}
-	if !u.Locks() || u.Lock.Kind() != u.State.Lock.Kind {
-		// The configuration names another one now: nobody is left to ask.
-		u.Log.Warnf("the fleet lock (%s) is not configured any more: whatever this host held there has to be released there", u.State.Lock.Kind)
-	} else if err := u.Lock.Release(ctx); err != nil {
-		u.Log.Warnf("releasing the fleet lock (%s): %v; the next run tries again", u.State.Lock.Kind, err)
+	if err := u.giveBack(ctx); err != nil {
+		u.Log.Warnf("releasing the fleet lock (%s): %v; the next run tries again", held.Kind, err)
 		return nil
 	}
-	u.State.Lock = nil
 	return state.Save(u.Dirs, u.State)
 }
 
-// ReleaseLeft is Release for the start of a run: a lock without a pinned change
-// was left by a crash, or by a server that did not answer.
+// giveBack releases the lock at its server. The caller saves.
+func (u *Update) giveBack(ctx context.Context) error {
+	held := u.State.Lock
+	if held != nil && (!u.Locks() || u.Lock.Kind() != held.Kind) {
+		u.notConfigured(held)
+	} else if err := u.Lock.Release(ctx); err != nil {
+		return err
+	}
+	u.State.Lock = nil
+	return nil
+}
+
+// ErrUnderWay says that a change will give the lock back itself.
+var ErrUnderWay = errors.New("a change is under way, and gives the fleet lock back when it has ended")
+
+// ReleaseByHand gives the lock back whatever it is held for, also one of which the state
+// knows nothing. With force, also under a change that is under way.
+func (u *Update) ReleaseByHand(ctx context.Context, force bool) error {
+	if change := u.State.Change; change != nil && !change.Ended() && u.State.Lock != nil && !force {
+		return ErrUnderWay
+	}
+	if err := u.giveBack(ctx); err != nil {
+		return err
+	}
+	return state.Save(u.Dirs, u.State)
+}
+
+// explainLock tells whoever waits for a lock that is kept what it is kept for.
+func (u *Update) explainLock(ctx context.Context, change *state.Change, failed *pipeline.StepError) {
+	server, ok := u.Lock.(lock.Explainer)
+	if held := u.State.Lock; !ok || held == nil || !held.Kept {
+		return
+	}
+	if err := server.Explain(ctx, lock.Purpose{Commit: change.Commit, Step: failed.Step + " failed, the lock is kept"}); err != nil {
+		u.Log.Warnf("telling others why the fleet lock (%s) is kept: %v", u.Lock.Kind(), err)
+	}
+}
+
+// ReleaseLeft is Release of a lock without a pinned change: one that was granted in
+// vain, or left by a crash, or by a server that did not answer.
 func (u *Update) ReleaseLeft(ctx context.Context) error {
 	if u.State.Change != nil {
 		return nil
@@ -82,8 +147,11 @@ type release struct{ u *Update }
 func (s *release) Name() string { return "release" }
 
 func (s *release) Idle() string {
-	if s.u.State.Lock == nil {
+	switch held := s.u.State.Lock; {
+	case held == nil:
 		return "no fleet lock is held"
+	case held.ByHand:
+		return "the fleet lock was taken by hand"
 	}
 	return ""
 }

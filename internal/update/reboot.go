@@ -203,6 +203,8 @@ func (s *reboot) Run(ctx context.Context) error {
 		return &pipeline.Skip{Reason: "nothing is rebooted below another root"}
 	case need.BootID != u.bootID():
 		return nil // somebody else did it
+	case !s.back && u.Locks() && u.LockReboots && u.State.Lock == nil:
+		return putOff("this change did not take the fleet lock, which is for reboots")
 	}
 	now := u.Host.Now()
 	w := state.Waiting{Reason: need.Reason}

@@ -98,7 +98,9 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 		}
 		u.failedHook(ctx, change, job, err)
 		u.hold(change, err.Step, err.Err)
-		return errors.Join(&KeptError{err}, state.Save(u.Dirs, u.State))
+		saved := state.Save(u.Dirs, u.State)
+		u.explainLock(ctx, change, err)
+		return errors.Join(&KeptError{err}, saved)
 	}
 	return u.rollBack(ctx, change, job, err)
 }
@@ -182,6 +184,7 @@ func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine
 	var wait *pipeline.WaitReboot
 	if !errors.As(back, &wait) && ctx.Err() == nil && !change.ByHand {
 		u.failedHook(ctx, change, job, failed)
+		u.explainLock(ctx, change, failed)
 	}
 	return &RolledBackError{
 		Failed: failed, Back: back, OSWork: heldAsOSWork(change, failed.Step), Untouched: untouched(change), Left: u.Ended(change), Stays: u.stays(change, job),

@@ -87,6 +87,8 @@ type Update struct {
 	Backoff time.Duration
 	// Lock is the fleet lock; nil is none.
 	Lock lock.Lock
+	// LockReboots: it is for reboots and OS work only, not for every change.
+	LockReboots bool
 	// Broken are questions without an answer: the run that asked them ends with it.
 	Broken error
 	// KeepFailed leaves what a failed change did (apply.on_failure = "keep").
