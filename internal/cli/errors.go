@@ -61,13 +61,14 @@ func statusOf(err error) int {
 		wait    *pipeline.WaitReboot
 		held    *reconcile.HeldError
 		outside *update.OutsideWindowError
+		beside  *asideError
 	)
 	switch {
 	case err == nil:
 		return exitSuccess
 	case errors.As(err, &wait) && wait.Failed == nil:
 		return exitTempFail
-	case errors.As(err, &held):
+	case errors.As(err, &held), errors.As(err, &beside):
 		return exitFailure
 	case errors.As(err, &exit):
 		return int(exit)
@@ -167,8 +168,14 @@ func hint(err error) string {
 		back    *update.RolledBackError
 		kept    *update.KeptError
 		wait    *pipeline.WaitReboot
+		beside  *asideError
 	)
 	switch {
+	case errors.As(err, &beside):
+		if beside.err != nil && hint(beside.err) != "" {
+			return hint(beside.err)
+		}
+		return hint(beside.aside)
 	case errors.As(err, &wait):
 		return "the run after the boot goes on; reconf-pull status shows what it waits for"
 	case errors.As(err, &back) && back.Back == nil && back.OSWork:

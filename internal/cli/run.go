@@ -90,7 +90,10 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 	systemd.Notify("STATUS=checking the fleet repo")
 	out, err := limited(ctx, m, r)
 	if err != nil {
-		return err
+		if !a.json && out.Result == reconcile.Applied {
+			_ = a.print(done(st.Applied, out.Finished)) // the error matters more
+		}
+		return aside(err, out.Aside)
 	}
 	if a.json {
 		if out.Plan != nil {
@@ -99,13 +102,42 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		if out.Aside == nil {
 			return a.printJSON(out)
 		}
-		return out.Aside // one document: what went wrong is in it
+		return aside(nil, out.Aside) // one document: what went wrong is in it
 	}
 	text := outcome(out)
 	if out.Waiting != "" {
 		text += "waiting: " + out.Waiting + "\n"
 	}
-	return errors.Join(a.print(text), out.Aside)
+	return errors.Join(a.print(text), aside(nil, out.Aside))
+}
+
+// asideError is what went wrong, or is held, beside what a run did. A unit that
+// takes an unreachable source for a success must not take this for one.
+type asideError struct{ err, aside error }
+
+func aside(err, aside error) error {
+	if aside == nil {
+		return err
+	}
+	return &asideError{err, aside}
+}
+
+func (e *asideError) Error() string { return errors.Join(e.err, e.aside).Error() }
+
+func (e *asideError) Unwrap() []error {
+	if e.err == nil {
+		return []error{e.aside}
+	}
+	return []error{e.err, e.aside}
+}
+
+// done is what a run did although it ended with an error.
+func done(applied *state.Applied, finished string) string {
+	text := fmt.Sprintf("%s is at %.12s (%s), generation %d", applied.Host, applied.Commit, strings.TrimPrefix(applied.Ref, "refs/heads/"), applied.Generation)
+	if finished != "" {
+		text += ": change " + finished + " was finished"
+	}
+	return text + "\n"
 }
 
 // limited is a run that ends in time.
