@@ -144,7 +144,7 @@ func readLast(dirs state.Dirs) (*reconcile.Last, error) {
 func (s *Status) judge() {
 	switch {
 	case s.Change != nil && len(s.Change.Rollback) > 0 && s.Change.Ended():
-		s.Health, s.Next = Failing, "rolling back did not end: mend what the step names and say reconf-pull retry"
+		s.Health, s.Next = Failing, "rolling back did not end: mend what the step names and say reconf-pull retry; another commit goes on, too"
 	case s.Held != nil && s.Held.Step == "rollback":
 		s.Health, s.Next = Failing, "rolled back by hand: push another commit, or say reconf-pull retry"
 	case s.Held != nil:
@@ -153,13 +153,13 @@ func (s *Status) judge() {
 		s.Health, s.Next = Pending, "a reboot is waited for: the first run after it goes on with the change"
 	case s.Change != nil && s.Change.Failure() != nil:
 		s.Health = Failing
-		s.Next = fmt.Sprintf("step %s failed: mend the host config and push, or mend the host and run `reconf-pull run`", s.Change.Failure().Name)
+		s.Next = fmt.Sprintf("step %s failed and is begun again (retry.backoff): push a commit that mends it, or mend the host and say reconf-pull retry", s.Change.Failure().Name)
 	case s.Change != nil:
 		s.Health, s.Next = Pending, "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"
 	case s.HeldOSWork != nil:
 		s.Health, s.Next = Failing, "OS work is held: mend the host and say reconf-pull retry, or boot another OS deployment"
 	case s.Last != nil && s.Last.Error != "":
-		s.Health, s.Next = Failing, "see the error above; the host keeps what it has"
+		s.Health, s.Next = Failing, "see the error above; every run tries again"
 	case s.Suspended != nil:
 		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:
@@ -168,6 +168,10 @@ func (s *Status) judge() {
 		s.Health, s.Next = Pending, "too many reboots: find out why one is needed again and again, or reboot by hand"
 	case s.Reboot != nil:
 		s.Health, s.Next = Pending, "a reboot is pending: the next run inside the window does it, and so does any other reboot"
+	case s.Lock != nil && s.Lock.Kept:
+		s.Health, s.Next = Pending, "the fleet lock is kept after a failure: the next change that succeeds gives it back"
+	case s.Lock != nil:
+		s.Health, s.Next = Pending, "the fleet lock may still be held: the next run gives it back"
 	case s.Last != nil && s.Last.Waiting != "":
 		s.Health, s.Next = Pending, "something waits, see above; the next runs look again"
 	case s.Last != nil && len(s.Last.Drift) > 0:

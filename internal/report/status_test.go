@@ -1,6 +1,8 @@
 package report_test
 
 import (
+	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +11,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/update"
 	"github.com/reconf-pull/reconf-pull/internal/window"
 )
 
@@ -73,4 +76,82 @@ func TestStatusOfWaiting(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNext: every state of a host has one line that says what to do.
+func TestNext(t *testing.T) {
+	now := time.Date(2027, 1, 9, 3, 0, 0, 0, time.UTC)
+	task := func(name string, status state.Status) []state.Task {
+		w := state.Task{Name: name, Status: status, Attempts: 1}
+		if status == state.Wait {
+			w.Reboot = &state.Waiting{Reason: "kernel"}
+		}
+		return []state.Task{w}
+	}
+	applied := &state.Applied{Generation: 1, Host: "web1", Commit: "c0ffee"}
+	held := &state.Hold{Digest: "d", Commit: "c0ffee", Step: "health", Reason: "ill"}
+	for _, c := range []struct {
+		name, last   string
+		state        state.State
+		health, next string
+	}{
+		{"nothing", "", state.State{}, "pending", "nothing was applied yet: `reconf-pull run`"},
+		{"cut off", "", state.State{Change: &state.Change{Tasks: task("configure", state.Doing)}}, "pending", "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"},
+		{"failed", "", state.State{Change: &state.Change{Tasks: task("update", state.Failed)}}, "failing",
+			"step update failed and is begun again (retry.backoff): push a commit that mends it, or mend the host and say reconf-pull retry"},
+		{"waits", "", state.State{Change: &state.Change{Tasks: task("reboot", state.Wait)}}, "pending", "a reboot is waited for: the first run after it goes on with the change"},
+		{"on its way back", "", state.State{Change: &state.Change{Tasks: task("health", state.Failed), Rollback: task("rollback", state.Doing)}, Held: held}, "failing",
+			"push a commit that mends it, or mend the host and say reconf-pull retry"},
+		{"not back", "", state.State{Change: &state.Change{Tasks: task("health", state.Failed), Rollback: task("rollback", state.Failed)}, Held: held}, "failing",
+			"rolling back did not end: mend what the step names and say reconf-pull retry; another commit goes on, too"},
+		{"held", "", state.State{Held: held, Lock: &state.FleetLock{Kind: "etcd", Kept: true}}, "failing", "push a commit that mends it, or mend the host and say reconf-pull retry"},
+		{"back by hand", "", state.State{Held: &state.Hold{Step: "rollback"}}, "failing", "rolled back by hand: push another commit, or say reconf-pull retry"},
+		{"OS work held", "", state.State{HeldOSWork: &state.OSWorkHold{Step: "update"}}, "failing", "OS work is held: mend the host and say reconf-pull retry, or boot another OS deployment"},
+		{"a broken question", `"error": "needs_update.d/10: exit status 127"`, state.State{}, "failing", "see the error above; every run tries again"},
+		{"well", "", state.State{Applied: applied}, "healthy", "nothing to do"},
+		{"a reboot that was put off", "", state.State{Applied: applied, Reboot: &state.Reboot{Reason: "kernel"}}, "pending",
+			"a reboot is pending: the next run inside the window does it, and so does any other reboot"},
+		{"the lock is kept", "", state.State{Applied: applied, Lock: &state.FleetLock{Kind: "etcd", Kept: true}}, "pending",
+			"the fleet lock is kept after a failure: the next change that succeeds gives it back"},
+		{"the lock was not released", "", state.State{Applied: applied, Lock: &state.FleetLock{Kind: "etcd", Changing: true}}, "pending",
+			"the fleet lock may still be held: the next run gives it back"},
+		{"outside the window", `"waiting": "outside the window"`, state.State{Applied: applied}, "pending", "something waits, see above; the next runs look again"},
+		{"drift", `"drift": ["/etc/motd"]`, state.State{Applied: applied}, "pending", "paths drifted: `reconf-pull plan` shows them"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := next(t, c.state, c.last, now); got != c.health+": "+c.next {
+				t.Errorf("%s, want %s: %s", got, c.health, c.next)
+			}
+		})
+	}
+}
+
+// next is the health and what to do next of a host with that state, and what
+// the last run left.
+func next(t *testing.T, st state.State, last string, now time.Time) string {
+	t.Helper()
+	dir := t.TempDir()
+	dirs := state.Dirs{State: dir + "/state", Cache: dir + "/cache", Run: dir + "/run"}
+	st.Schema = state.Schema
+	if err := errors.Join(dirs.Create(), state.Save(dirs, &st)); err != nil {
+		t.Fatal(err)
+	}
+	if st.Applied != nil {
+		g := dirs.Generation(st.Applied.Generation)
+		err := errors.Join(os.MkdirAll(g, 0o700), state.WriteManifest(g+"/manifest", &state.Manifest{}),
+			update.WriteGeneration(g, &update.Generation{Change: "1-c0ffee"}), os.WriteFile(g+"/inputs.json", []byte("{}"), 0o600))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if last != "" {
+		if err := os.WriteFile(dirs.Last(), []byte("{"+last+"}"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := report.ReadStatus(dirs, nil, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(s.Health) + ": " + s.Next
 }
