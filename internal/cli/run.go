@@ -68,7 +68,7 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		return err
 	}
 	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
-		if err := r.Update.Adopt(); err != nil {
+		if err := r.Update.Adopt(ctx); err != nil {
 			return err
 		}
 	}

@@ -106,7 +106,7 @@ func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status
 		s.Managed = len(m.Entries)
 		in, err := update.ReadInputs(dir)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w: %w", state.ErrUnreadable, err)
 		}
 		if in.Choice.Name != "" {
 			s.Engine, s.EngineReason = in.Choice.Name, in.Choice.Reason

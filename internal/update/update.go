@@ -614,10 +614,11 @@ func (u *Update) firstSave() error {
 	return state.Save(u.Dirs, u.State)
 }
 
-// Adopt takes over the directories of a state whose file was lost: changes
-// that can be read count as attempts, everything else moves to lost/ and is
-// named.
-func (u *Update) Adopt() error {
+// Adopt clears up after a state whose file was lost: what its changes did is undone
+// from their own backups, since nobody can say any more how far they came, and
+// everything moves to lost/ and is named. One that cannot be undone counts as an
+// attempt.
+func (u *Update) Adopt(ctx context.Context) error {
 	if _, err := os.Lstat(u.Dirs.File()); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -627,17 +628,20 @@ func (u *Update) Adopt() error {
 		if err != nil {
 			return fmt.Errorf("looking for what an earlier state left: %w", err)
 		}
+		slices.SortStableFunc(names, func(a, b os.DirEntry) int { // the newest first
+			return pinned(filepath.Join(u.Dirs.State, dir, b.Name())).Compare(pinned(filepath.Join(u.Dirs.State, dir, a.Name())))
+		})
 		for _, name := range names {
 			path := filepath.Join(u.Dirs.State, dir, name.Name())
-			if _, err := ReadPlan(path); err == nil && dir == "changes" {
+			if _, err := ReadPlan(path); err != nil || dir != "changes" || u.undo(ctx, name.Name()) {
+				lost = append(lost, path)
+			} else {
 				u.State.Open = append(u.State.Open, name.Name())
-				continue
 			}
-			lost = append(lost, path)
 		}
 	}
-	if len(lost) == 0 {
-		return nil
+	if err := ctx.Err(); err != nil || len(lost) == 0 {
+		return err
 	}
 	into := filepath.Join(u.Dirs.State, "lost", u.Host.Now().UTC().Format("20060102T150405Z"))
 	if err := os.MkdirAll(into, 0o700); err != nil {
@@ -651,6 +655,30 @@ func (u *Update) Adopt() error {
 		u.Log.Warnf("there is no state file; %s was moved to %s", path, into)
 	}
 	return nil
+}
+
+// pinned is when a change was, for the order of those that no state names.
+func pinned(dir string) time.Time {
+	info, err := os.Stat(filepath.Join(dir, "plan.json"))
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+// undo brings back what a change found that no state names, and tells whether it
+// could. What such a change never touched is left as it is.
+func (u *Update) undo(ctx context.Context, id string) bool {
+	job, err := readJob(id, u.Dirs.Change(id))
+	if err == nil {
+		err = errors.Join((&rollbackFiles{u, job}).Run(ctx), (&rollbackUnits{u, job}).Run(ctx))
+	}
+	if err != nil {
+		u.Log.Warnf("there is no state file, and change %s cannot be rolled back: %v", id, err)
+		return false
+	}
+	u.Log.Warnf("there is no state file; change %s was rolled back", id)
+	return true
 }
 
 // Apply carries the change out that Pin has just pinned.
