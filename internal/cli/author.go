@@ -17,6 +17,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
@@ -266,4 +267,128 @@ func (a *app) affected(ctx context.Context, dir string, given []string) (err err
 // isDirectory tells a directory from a revision, which never begins like that.
 func isDirectory(name string) bool {
 	return name == "." || name == ".." || strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") || strings.HasPrefix(name, "/")
+}
+
+// propose makes a plan from the source, or from a checkout.
+func (a *app) propose(ctx context.Context, r *reconcile.Reconciler) (_ *reconcile.Proposal, err error) {
+	if a.checkout == "" {
+		return r.Propose(ctx)
+	}
+	tree, err := checkout.Open(a.checkout)
+	if err != nil {
+		return nil, err
+	}
+	// What a layer fetches over http(s) is not kept on a machine that plans for another.
+	downloads, err := os.MkdirTemp("", "reconf-pull-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(downloads)) }()
+	r.Contents.Downloads = downloads
+	p, err := r.ProposeTree(ctx, source.Revision{Ref: a.checkout}, tree)
+	if p != nil {
+		a.tellUncommitted(a.checkout, p.Host, p.Digest)
+	}
+	return p, err
+}
+
+// tellUncommitted says what of a host's inputs differs from the last commit of
+// the checkout, when it is one.
+func (a *app) tellUncommitted(dir, host, digest string) {
+	names := uncommitted(dir, host, digest)
+	if len(names) > 0 && !a.json {
+		a.tell(noticePriority, "reconf-pull: note: not committed: "+strings.Join(names, ", "))
+	}
+}
+
+const noticePriority = 5
+
+// uncommitted names the inputs of a host that differ from HEAD. It is for a
+// note: where there is no commit to compare with, nothing is said.
+func uncommitted(dir, host, digest string) []string {
+	local, err := gogit.OpenLocal(dir)
+	if err != nil {
+		return nil
+	}
+	defer local.Close()
+	committed, _, err := local.Tree("HEAD")
+	if err != nil {
+		return nil
+	}
+	before, err := fleet.Open(committed)
+	if err != nil {
+		return []string{fleet.ConfigFile}
+	}
+	machine := fleet.Machine{Names: []string{host}}
+	was, err := before.Host(machine)
+	if err == nil && string(was.Digest) == digest {
+		return nil
+	}
+	tree, err := checkout.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer tree.Close()
+	after, err := fleet.Open(tree)
+	if err != nil {
+		return nil
+	}
+	is, err := after.Host(machine)
+	if err != nil {
+		return nil
+	}
+	if was == nil {
+		return []string{"all of " + host}
+	}
+	return survey.Differ(was, is)
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain PATH|UNIT [DIR]",
+		Short: "Show which layer gave a path or a unit what",
+		Long: `Explain shows every layer that says something of a path, a unit or a drop-in, by file
+and line: what it sets, what of that a later layer overrides, and where contents come
+from. DIR is a checkout of the fleet repo; without it the configured source is fetched,
+or the working directory is taken where none is configured.
+
+It exits with 66 when no layer of the host says anything of it.`,
+		Example: `  reconf-pull explain /etc/motd --host web1
+  reconf-pull explain nginx.service --host web1 ~/fleet`,
+		Args: args(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, given []string) error { return a.explain(cmd.Context(), given[0], given[1:]) },
+	}
+	a.sourceFlags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) explain(ctx context.Context, subject string, given []string) error {
+	m, err := a.machine()
+	if err != nil {
+		return err
+	}
+	tree, hc, err := a.hostConfig(ctx, m, given)
+	if err != nil {
+		return err
+	}
+	opener := a.contents(m)
+	opener.Tree = tree
+	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener}
+	origins, err := t.Explain(ctx, subject)
+	if err != nil {
+		return err
+	}
+	if len(origins) == 0 {
+		want, _, err := t.Run(ctx)
+		if err != nil {
+			return err
+		}
+		return &survey.NothingError{Host: hc.Name, Subject: subject, Similar: survey.Similar(subject, want)}
+	}
+	explanation := report.NewExplanation(subject, hc, origins)
+	if a.json {
+		return a.printJSON(explanation)
+	}
+	return explanation.Write(a.stdout, a.colored(a.stdout))
 }

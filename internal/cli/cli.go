@@ -32,6 +32,7 @@ type options struct {
 	url       string
 	branch    string
 	host      string
+	checkout  string // a directory instead of the source
 }
 
 type app struct {
@@ -113,7 +114,8 @@ it or a file that it refers to has changed makes the running host match.
 	cmd.CompletionOptions.HiddenDefaultCmd = false
 	cmd.AddCommand(
 		a.runCommand(), a.planCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.lockCommand(), a.hashCommand(), a.translateCommand(), a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.versionCommand(), a.reachCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.lockCommand(),
+		a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.explainCommand(), a.hashCommand(), a.translateCommand(), a.versionCommand(), a.reachCommand(),
 	)
 	return cmd
 }

@@ -54,6 +54,7 @@ func statusOf(err error) int {
 		step    *pipeline.StepError
 		noHost  *fleet.NoHostError
 		nobody  *survey.NoHostError
+		nothing *survey.NothingError
 		other   *reconcile.OtherHostError
 		machine *fleet.OtherMachineError
 		refused *plan.RefusedError
@@ -84,7 +85,7 @@ func statusOf(err error) int {
 		return exitSoftware
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.As(err, &timeout), errors.Is(err, source.ErrLocal):
 		return exitFailure
-	case errors.As(err, &noHost), errors.As(err, &nobody), errors.As(err, &other), errors.As(err, &machine):
+	case errors.As(err, &noHost), errors.As(err, &nobody), errors.As(err, &nothing), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable

@@ -203,13 +203,22 @@ func outcome(o reconcile.Outcome) string {
 
 func (a *app) planCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "plan",
+		Use:   "plan [DIR]",
 		Short: "Show what a run would change, and change nothing",
 		Long: `Plan fetches the fleet repo and shows what a run would do to this host, with diffs
-of text files. It exits with 0 when there is nothing to do and with 3 when there is.
+of text files. With DIR it plans from that checkout instead, also what is not committed
+there; with --host for any host, and with --root on a directory that stands for it: that
+needs neither root nor a configured agent. It exits with 0 when there is nothing to do and with 3 when there is.
 ` + exitStatusHelp,
-		Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context()) },
+		Example: `  reconf-pull plan
+  reconf-pull plan --host web1 --root /tmp/web1 .`,
+		Args: args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			if len(given) == 1 {
+				a.checkout = given[0]
+			}
+			return a.plan(cmd.Context())
+		},
 	}
 	a.sourceFlags(cmd)
 	a.jsonFlag(cmd)
@@ -229,7 +238,7 @@ func (a *app) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := r.Propose(ctx)
+	p, err := a.propose(ctx, r)
 	if p != nil && p.Plan != nil {
 		if shown := a.showPlan(ctx, m, p); shown != nil {
 			return shown

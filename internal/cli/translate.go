@@ -26,7 +26,8 @@ func (a *app) hashCommand() *cobra.Command {
 		Short: "Print a host's digest and everything it is computed over",
 		Long: `Hash prints the digest of a host config and a line for every input with its id, so
 that two hosts, or two commits, can be compared with diff. DIR is a checkout of the
-fleet repo; without it the configured source is fetched.`,
+fleet repo; without it the configured source is fetched, or where none is configured
+and --host names a host, the working directory is taken.`,
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error { return a.hash(cmd.Context(), given) },
 	}
@@ -57,6 +58,9 @@ func (a *app) hash(ctx context.Context, given []string) error {
 
 // hostConfig reads a host config from a checkout, or from the source.
 func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (source.Tree, *fleet.HostConfig, error) {
+	if len(given) == 0 && a.host != "" && a.url == "" && m.config.Source.URL == "" {
+		given = []string{"."} // where an author is, there is no configured source
+	}
 	if len(given) == 1 {
 		if strings.HasSuffix(given[0], ".bu") {
 			return document(given[0])
@@ -65,7 +69,11 @@ func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (sourc
 		if err != nil {
 			return nil, nil, err
 		}
-		return a.findHost(m, tree, a.host != "")
+		found, hc, err := a.findHost(m, tree, a.host != "")
+		if err == nil {
+			a.tellUncommitted(given[0], hc.Name, string(hc.Digest))
+		}
+		return found, hc, err
 	}
 	st, err := state.Load(m.dirs)
 	if err != nil {

@@ -158,16 +158,18 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	if err != nil {
 		return nil, err
 	}
-	src, err := a.source(m, st.Ref)
-	if err != nil {
-		return nil, err
+	var src reconcile.Source // a checkout has none
+	if a.checkout == "" {
+		if src, err = a.source(m, st.Ref); err != nil {
+			return nil, err
+		}
 	}
 	u, err := a.update(m, st)
 	if err != nil {
 		return nil, err
 	}
 	r := &reconcile.Reconciler{
-		Host: m.host, Dirs: m.dirs, Source: src, Names: names, Named: named, Strict: m.config.Translate.Strict,
+		Host: m.host, Dirs: m.dirs, Source: src, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict,
 		Settings: plan.Settings{
 			OnConflict: m.config.Apply.OnConflict, PruneModified: m.config.Apply.PruneModified,
 			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",

@@ -53,7 +53,10 @@ type Reconciler struct {
 	// Names of this host, in the order in which they are looked for.
 	Names []string
 	// Named: the operator gave the name, so it may differ from the applied one.
-	Named    bool
+	Named bool
+	// Author: nobody's machine asks, so that nothing of this one goes into the host
+	// config.
+	Author   bool
 	Strict   bool
 	Settings plan.Settings
 	Contents contents.Opener // Tree is set for each commit
@@ -485,7 +488,11 @@ func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	hc, err := repo.Host(fleet.Machine{Names: r.Names, Facts: &fleet.Facts{Arch: runtime.GOARCH, MachineID: r.Host.MachineID()}})
+	machine := fleet.Machine{Names: r.Names, Facts: &fleet.Facts{Arch: runtime.GOARCH, MachineID: r.Host.MachineID()}}
+	if r.Author {
+		machine.Facts = nil
+	}
+	hc, err := repo.Host(machine)
 	if err != nil {
 		return nil, err
 	}

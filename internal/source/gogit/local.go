@@ -150,19 +150,17 @@ func (e *everywhere) close() { e.packs.close() }
 // directory that was opened would have it, and says which commit that is.
 func (l *Local) Tree(revision string) (_ source.Tree, commit string, err error) {
 	defer recovered(&err)
-	fail := func(err error) (source.Tree, string, error) {
-		return nil, "", &RevisionError{Revision: revision, Err: err, Shallow: l.shallow}
-	}
+	fail := func(err error) error { return &RevisionError{Revision: revision, Err: err, Shallow: l.shallow} }
 	id, err := l.repo.ResolveRevision(plumbing.Revision(revision))
 	if errors.Is(err, plumbing.ErrReferenceNotFound) || errors.Is(err, plumbing.ErrObjectNotFound) || errors.Is(err, io.EOF) {
 		err = errors.New("there is no such commit here")
 	}
 	if err != nil {
-		return fail(err)
+		return nil, "", fail(err)
 	}
 	c, err := l.m.commit(*id)
 	if err != nil {
-		return fail(l.Explain(err))
+		return nil, "", fail(l.Explain(err))
 	}
 	root := newTree(l.m, c.TreeHash)
 	if l.sub == "." {
@@ -173,7 +171,7 @@ func (l *Local) Tree(revision string) (_ source.Tree, commit string, err error) 
 		err = notExist(l.sub)
 	}
 	if err != nil {
-		return fail(err)
+		return nil, "", fail(err)
 	}
 	return newTree(l.m, plumbing.NewHash(folder.ID)), id.String(), nil
 }
