@@ -112,6 +112,24 @@ func restarts(p *plan.Plan) []service.Touch {
 func (t *PlanText) Write(ctx context.Context, w io.Writer, p *plan.Plan) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Plan: %s.\n", Summary(p))
+	b.WriteString(section("Files", t.files(ctx, p)) + section("Units", t.units(p)))
+	for _, line := range p.Ignored {
+		fmt.Fprintf(&b, "  note: %s\n", line)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// section is a part of the plan under its title, nothing when it is empty.
+func section(title, text string) string {
+	if text == "" {
+		return ""
+	}
+	return title + ":\n" + text
+}
+
+func (t *PlanText) files(ctx context.Context, p *plan.Plan) string {
+	var b strings.Builder
 	for i := range p.Items {
 		item := &p.Items[i]
 		sign, color := sign(item)
@@ -123,6 +141,12 @@ func (t *PlanText) Write(ctx context.Context, w io.Writer, p *plan.Plan) error {
 			b.WriteString(t.diff(ctx, item))
 		}
 	}
+	return b.String()
+}
+
+// units are what happens to units, each with its reason.
+func (t *PlanText) units(p *plan.Plan) string {
+	var b strings.Builder
 	for _, u := range p.Units {
 		verb := "disable"
 		if u.Enable {
@@ -131,29 +155,25 @@ func (t *PlanText) Write(ctx context.Context, w io.Writer, p *plan.Plan) error {
 		fmt.Fprintf(&b, "  %s %s (%s)\n", t.paint(cyan, verb), u.Name, u.Reason)
 	}
 	for _, unit := range p.Stopped {
-		fmt.Fprintf(&b, "  %s %s\n", t.paint(cyan, "stop"), unit)
+		fmt.Fprintf(&b, "  %s %s (its unit file goes, or it is masked)\n", t.paint(cyan, "stop"), unit)
 	}
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
 		if slices.Contains(p.Stopped, touch.Unit) {
 			continue
 		}
-		text := string(touch.Action)
+		verb, unit := string(touch.Action), touch.Unit
 		if touch.Action == service.Keep {
-			text = "leave"
+			verb = "leave"
 		}
 		if touch.Note != "" {
-			text += " (" + touch.Note + ")"
+			unit += " (" + touch.Note + ")"
 		}
-		fmt.Fprintf(&b, "  %s %s: %s\n", t.paint(cyan, text), touch.Unit, strings.Join(touch.Reasons, ", "))
+		fmt.Fprintf(&b, "  %s %s: %s\n", t.paint(cyan, verb), unit, strings.Join(touch.Reasons, ", "))
 	}
 	for _, command := range p.Effect.Commands {
 		fmt.Fprintf(&b, "  %s %s\n", t.paint(cyan, "run"), strings.Join(append(slices.Clone(command.Argv), command.Files...), " "))
 	}
-	for _, line := range p.Ignored {
-		fmt.Fprintf(&b, "  note: %s\n", line)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	return b.String()
 }
 
 // WriteScripts prints the scripts around the plan, in the order in which they
@@ -179,7 +199,7 @@ func (t *PlanText) WriteScripts(w io.Writer, runs []reconcile.PhaseRuns) error {
 			fmt.Fprintf(&b, "  note: %s is not run: %s\n", one.Path, one.Reason)
 		}
 	}
-	_, err := io.WriteString(w, b.String())
+	_, err := io.WriteString(w, section("Scripts", b.String()))
 	return err
 }
 

@@ -77,6 +77,7 @@ func TestPlanText(t *testing.T) {
 	}
 	equal(t, `
 Plan: 3 to create, 3 to update, 1 to adopt, 1 in conflict, 1 to remove, 1 to restore, 1 drifted, 1 left behind, 1 unit to enable, 1 unit to disable, 2 units to restart or start.
+Files:
   + /a (directory 0755)
   + /a/new (0640)
   ! /conflict (conflict; changed on the host too)
@@ -90,11 +91,12 @@ Plan: 3 to create, 3 to update, 1 to adopt, 1 in conflict, 1 to remove, 1 to res
   ~ /restored (restore; from /usr/etc)
   ~ /taken (adopt)
   + /twin (hard link to /a/new)
+Units:
   enable on.service (enabled: true)
   disable off.service (enabled: false)
-  stop off.service
+  stop off.service (its unit file goes, or it is masked)
   restart on.service: /a/new, /mode
-  leave (takes effect at next start) srv.mount: /kind
+  leave srv.mount (takes effect at next start): /kind
   restart reconf-pull.timer: /link
   run systemd-tmpfiles --create /etc/tmpfiles.d/a.conf
   note: passwd.users changed: takes effect on newly provisioned machines only
@@ -115,7 +117,7 @@ func TestPlanColor(t *testing.T) {
 	if err := (&report.PlanText{Color: true}).Write(t.Context(), &b, p); err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "Plan: 1 to create.\n  \x1b[32m+\x1b[0m /a (0644)\n", b.String())
+	equal(t, "Plan: 1 to create.\nFiles:\n  \x1b[32m+\x1b[0m /a (0644)\n", b.String())
 }
 
 // TestShown: neither side of a path shows what others may not read, and the
