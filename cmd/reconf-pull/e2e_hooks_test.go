@@ -466,6 +466,7 @@ func TestScriptsOfTheFleetRepo(t *testing.T) {
 	}
 	m.expect("the plan", strings.Split(strings.TrimSpace(out), "\n"),
 		"Plan: nothing to change.",
+		"Scripts:",
 		"  run pre_update.d/50-new (hosts/web1/hooks/pre_update.d/50-new of the fleet repo, new)",
 		"  run post_update.d/10-repo (hosts/web1/hooks/post_update.d/10-repo of the fleet repo)",
 		"  run post_update.d/15-own (/etc/reconf-pull/hooks/post_update.d/15-own)",

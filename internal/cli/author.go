@@ -213,7 +213,7 @@ func (a *app) affected(ctx context.Context, dir string, given []string) (err err
 			}
 		}
 		if local != nil {
-			err = errors.Join(err, local.Close())
+			local.Close()
 		}
 	}()
 	for i, name := range given {
@@ -328,7 +328,7 @@ func uncommitted(dir, host, digest string) []string {
 	if err != nil {
 		return nil
 	}
-	defer tree.Close()
+	defer func() { _ = tree.Close() }() // it was only read
 	after, err := fleet.Open(tree)
 	if err != nil {
 		return nil

@@ -199,7 +199,4 @@ func (l *Local) Explain(err error) error {
 }
 
 // Close gives back open files.
-func (l *Local) Close() error {
-	l.m.close()
-	return nil
-}
+func (l *Local) Close() { l.m.close() }
