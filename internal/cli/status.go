@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -65,7 +66,7 @@ func (a *app) status(cmd *cobra.Command, oneline bool) error {
 func (a *app) historyCommand() *cobra.Command {
 	limit := 0
 	cmd := &cobra.Command{
-		Use: "history", Short: "List completed changes, the newest first", Args: args(cobra.NoArgs),
+		Use: "history", Short: "List the changes that ended, the newest first", Args: args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			all, err := a.history()
 			if err != nil {
@@ -95,7 +96,7 @@ func (a *app) history() ([]*update.Generation, error) {
 
 func (a *app) showCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "show [GENERATION]", Short: "Show the record of a completed change (default: the newest)",
+		Use: "show [GENERATION | CHANGE]", Short: "Show the record of a change (default: the newest)",
 		Args: args(cobra.MaximumNArgs(1)),
 		RunE: func(_ *cobra.Command, given []string) error {
 			g, err := a.generation(given)
@@ -123,14 +124,14 @@ func (a *app) generation(given []string) (*update.Generation, error) {
 		}
 		return all[0], nil
 	}
-	number, err := strconv.Atoi(given[0])
-	if err != nil {
-		return nil, &usageError{fmt.Errorf("%q is no generation: reconf-pull history lists them by number", given[0])}
-	}
 	for _, g := range all {
-		if g.Number == number {
+		if g.Change == given[0] || g.Number > 0 && strconv.Itoa(g.Number) == given[0] {
 			return g, nil
 		}
 	}
-	return nil, fmt.Errorf("generation %d is not kept: reconf-pull history lists those that are", number)
+	number, _, _ := strings.Cut(given[0], "-") // 12, or 12-c0ffee00
+	if _, err := strconv.Atoi(number); err != nil {
+		return nil, &usageError{fmt.Errorf("%q is no generation and no change: reconf-pull history lists them", given[0])}
+	}
+	return nil, fmt.Errorf("%q is neither a generation nor a change that is kept: reconf-pull history lists those that are", given[0])
 }

@@ -351,7 +351,7 @@ func WriteHistory(w io.Writer, all []*update.Generation) error {
 		}
 		number, result := fmt.Sprint(g.Number), ""
 		if g.Result != "" {
-			number, result = "-", ", "+g.Result
+			number, result = "-", ", "+g.Result+", "+g.Change // by which show finds it
 		}
 		_, err := fmt.Fprintf(w, "%4s  %s  %s -> %s  %s, %s, %s%s  (%s)\n", number, g.Ended.UTC().Format("2006-01-02 15:04:05Z"), from, short(g.Commit),
 			paths(len(g.Changes)), units(len(g.Touched)), g.Ended.Sub(g.Started).Round(time.Millisecond), result, strings.Join(g.Reasons, ", "))
@@ -379,7 +379,7 @@ func WriteGeneration(w io.Writer, g *update.Generation) error {
 	}
 	fmt.Fprintf(&b, "digest     %s\nreasons    %s\nstarted    %s\ntook       %s\n", g.Digest, strings.Join(g.Reasons, ", "),
 		g.Started.UTC().Format(time.RFC3339), g.Ended.Sub(g.Started).Round(time.Millisecond))
-	for _, t := range g.Steps {
+	for _, t := range slices.Concat(g.Steps, g.Back) {
 		switch {
 		case strings.HasPrefix(t.Detail, "skipped: "):
 			fmt.Fprintf(&b, "step       %-15s %s\n", t.Name, t.Detail)

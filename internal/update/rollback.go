@@ -304,6 +304,7 @@ func (s *recordFailure) Run(context.Context) error {
 	u.settle(s.change.Back)
 	if s.change.ByHand {
 		if err := u.applyEarlier(); err != nil {
+			*u.State = before
 			return err
 		}
 	}

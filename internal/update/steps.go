@@ -161,6 +161,8 @@ type Generation struct {
 	Started  time.Time    `json:"started"`
 	Ended    time.Time    `json:"ended"`
 	Steps    []state.Task `json:"steps,omitempty"`
+	// Back are the steps that undid it.
+	Back     []state.Task `json:"rollback_steps,omitempty"`
 	Changes  []PathChange `json:"changes,omitempty"`
 	Units    []plan.Unit  `json:"units,omitempty"`
 	// Touched are the units that were restarted or reloaded, or would have been
@@ -181,9 +183,19 @@ type PathChange struct {
 }
 
 func (u *Update) generation(c *state.Change, p *plan.Plan, number int) *Generation {
+	// The step that writes this down is the one under way.
+	ended := func(tasks []state.Task) []state.Task {
+		tasks = slices.Clone(tasks)
+		for i := range tasks {
+			if tasks[i].Status == state.Doing {
+				tasks[i].Status, tasks[i].Ended = state.Done, u.Host.Now()
+			}
+		}
+		return tasks
+	}
 	g := &Generation{
 		Number: number, Change: c.ID, Host: c.Host, Ref: c.Ref, Commit: c.Commit, Previous: c.Previous, Digest: c.Digest,
-		Reasons: c.Reasons, Started: c.Pinned, Ended: u.Host.Now(), Steps: c.Tasks, Units: p.Units, Ignored: p.Ignored,
+		Reasons: c.Reasons, Started: c.Pinned, Ended: u.Host.Now(), Steps: ended(c.Tasks), Back: ended(c.Rollback), Units: p.Units, Ignored: p.Ignored,
 	}
 	for i := range p.Items {
 		g.Changes = append(g.Changes, PathChange{Path: p.Items[i].Path, Action: p.Items[i].Action, Note: p.Items[i].Note})
