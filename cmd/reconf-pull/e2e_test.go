@@ -39,7 +39,14 @@ func bootWith(t *testing.T, o bootedhost.Options) *machine {
 		t.Skip("boots a host")
 	}
 	t.Parallel()
-	o.Name, o.Files = "web1", map[string]string{"/usr/lib/tmpfiles.d/reconf-pull.conf": "../../packaging/tmpfiles.d/reconf-pull.conf"}
+	o.Name = "web1"
+	return prepareHost(t, o)
+}
+
+// prepareHost is a host that is off, with the agent and its units.
+func prepareHost(t *testing.T, o bootedhost.Options) *machine {
+	t.Helper()
+	o.Files = map[string]string{"/usr/lib/tmpfiles.d/reconf-pull.conf": "../../packaging/tmpfiles.d/reconf-pull.conf"}
 	for _, unit := range packagedUnits(t) {
 		o.Files["/usr/lib/systemd/system/"+unit] = "../../packaging/systemd/" + unit
 	}
