@@ -32,7 +32,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 	"github.com/reconf-pull/reconf-pull/internal/units"
-	"github.com/reconf-pull/reconf-pull/internal/update"
+	agentupdate "github.com/reconf-pull/reconf-pull/internal/update"
 )
 
 // lockedRun is a run below a root that takes a fleet lock, which the program itself takes
@@ -66,7 +66,7 @@ func lockedPull(dir, repo, server string, options httpclient.Options) error {
 		Contents: contents.Opener{Downloads: dirs.Downloads(), MaxFile: 1 << 20}, Accounts: accounts,
 		Services: func(context.Context) (reconcile.Services, error) { return unitFiles{systemd.Offline{Host: h}}, nil },
 		OnChange: systemd.OnChange, Log: log, Announce: func(*reconcile.Proposal) {}, Hooks: &hooks.Runner{Host: h, Log: log},
-		Update: &update.Update{
+		Update: &agentupdate.Update{
 			Host: h, Dirs: dirs, State: st, Log: log, Keep: 5, MaxAttempts: 3, HealthSource: "never",
 			Engine: &native.Engine{Host: h, Blobs: dirs.Blobs(), Accounts: accounts, Runner: run.Host{}}, Units: &units.Offline{Host: h, Log: log},
 			Lock: &foreman.Lock{HTTP: httpclient.New(options), URL: server, Name: filepath.Base(dir)},

@@ -331,7 +331,7 @@ func (l *Lock) endpoint(n int) string {
 
 // call asks the members in turn, which is for requests that may be repeated.
 func (l *Lock) call(ctx context.Context, path string, request any, into *answer) error {
-	var all error
+	var all []string
 	for n := range l.Endpoints {
 		err := l.send(ctx, l.endpoint(n), path, request, into)
 		var unanswered *httpclient.UnansweredError
@@ -339,12 +339,12 @@ func (l *Lock) call(ctx context.Context, path string, request any, into *answer)
 			l.first += n
 			return err
 		}
-		all = errors.Join(all, err)
+		all = append(all, err.Error())
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return all
+	return &httpclient.UnansweredError{Err: errors.New(strings.Join(all, "; "))}
 }
 
 // The codes of gRPC that the gateway passes on.

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -75,14 +76,14 @@ func (e *UnansweredError) Error() string { return e.Err.Error() }
 func (e *UnansweredError) Unwrap() error { return e.Err }
 
 // Send is one request.
-func (c *Client) Send(ctx context.Context, method, url string, header http.Header, body []byte) (*Answer, error) {
+func (c *Client) Send(ctx context.Context, method, address string, header http.Header, body []byte) (*Answer, error) {
 	client, err := c.client()
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.options.Timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -92,6 +93,10 @@ func (c *Client) Send(ctx context.Context, method, url string, header http.Heade
 	req.Header.Set("User-Agent", "reconf-pull/"+version.String())
 	resp, err := client.Do(req)
 	if err != nil {
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = fmt.Errorf("%s: %w", req.URL.Host, wrapped.Err) // without the method and the path
+		}
 		return nil, c.unanswered(ctx, err)
 	}
 	defer resp.Body.Close()
@@ -100,7 +105,7 @@ func (c *Client) Send(ctx context.Context, method, url string, header http.Heade
 		return nil, c.unanswered(ctx, fmt.Errorf("reading the answer of %s: %w", req.URL.Host, err))
 	}
 	if len(data) > maxBody {
-		return nil, fmt.Errorf("%s %s: the answer (%s) has more than %d bytes, which no lock server says", method, url, resp.Status, maxBody)
+		return nil, fmt.Errorf("%s %s: the answer (%s) has more than %d bytes, which no lock server says", method, address, resp.Status, maxBody)
 	}
 	answer := &Answer{Status: resp.StatusCode, Body: data}
 	if answer.Status/100 == 3 {
@@ -130,9 +135,9 @@ func (c *Client) unanswered(ctx context.Context, err error) error {
 
 // Do is Send, again after network errors and after answers for which again says so. A
 // server that had its time and said nothing is not asked again: the next run does that.
-func (c *Client) Do(ctx context.Context, method, url string, header http.Header, body []byte, again func(*Answer) bool) (answer *Answer, err error) {
+func (c *Client) Do(ctx context.Context, method, address string, header http.Header, body []byte, again func(*Answer) bool) (answer *Answer, err error) {
 	err = c.Retry(ctx, func(ctx context.Context) (bool, error) {
-		answer, err = c.Send(ctx, method, url, header, body)
+		answer, err = c.Send(ctx, method, address, header, body)
 		var unanswered *UnansweredError
 		if errors.As(err, &unanswered) {
 			return !unanswered.Late, err
