@@ -73,7 +73,7 @@ func lockedPull(dir, repo, server string, options httpclient.Options) error {
 		},
 	}
 	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {
-		if err := r.Update.Adopt(); err != nil {
+		if err := r.Update.Adopt(context.Background()); err != nil {
 			return err
 		}
 	}
