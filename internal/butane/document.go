@@ -436,6 +436,9 @@ func (d *document) yamlFindings(err error) finding.List {
 			msg = quoted.ReplaceAllString(msg, "$1")
 		}
 		hint := d.tabHint(pos.Line)
+		if hint != "" {
+			pos.Column = strings.IndexByte(d.lines[pos.Line-1], '\t') + 1
+		}
 		d.locate(&pos)
 		list = append(list, finding.Finding{
 			Severity: finding.Error,

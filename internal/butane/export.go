@@ -248,7 +248,12 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 		}
 	}
 	if x.expands(ref) {
-		if data, err = x.Expand(entry.Path, data); err != nil {
+		data, err = x.Expand(entry.Path, data)
+		if bad, ok := errors.AsType[*finding.Failure](err); ok {
+			x.findings = append(x.findings, bad.Findings...) // it stands in the template, not in the layer
+			return nil
+		}
+		if err != nil {
 			x.refuse(ref, "", "%v", err)
 			return nil
 		}

@@ -208,6 +208,11 @@ func (c *goldenCase) run(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, f := range exported { // what is wrong with a template stands in it
+		if !slices.ContainsFunc(c.layers, func(l layerFile) bool { return l.name == f.File }) {
+			list = append(list, f)
+		}
+	}
 	var layers []butane.Config
 	for _, layer := range c.layers {
 		cfg, found := butane.Translate(layer.name, layer.data, layer.written, e.Dir, c.strict)

@@ -152,7 +152,7 @@ func (r *Repo) Host(m Machine) (*HostConfig, error) {
 			return r.read(found[0].host(), &found[0], m)
 		default:
 			return nil, refuse(finding.Position{File: found[1].String()}, "keep one of them",
-				"host %s has two configs: %s and %s", name, found[0], found[1])
+				"host %s has two configs: %s and %s", found[0].host(), found[0], found[1])
 		}
 	}
 	return nil, &NoHostError{Names: m.Names, Tried: tried, Similar: r.similar(m.Names)}
