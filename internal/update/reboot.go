@@ -90,7 +90,7 @@ func SpentReboots(st *state.State, digest string, now time.Time) string {
 	var first time.Time
 	n := 0
 	for _, asked := range st.Reboots {
-		if asked.Digest == digest && now.Sub(asked.Time) < day {
+		if asked.Digest == digest && recent(asked, now) {
 			if n == 0 {
 				first = asked.Time
 			}
@@ -102,6 +102,9 @@ func SpentReboots(st *state.State, digest string, now time.Time) string {
 	}
 	return fmt.Sprintf("it was rebooted %d times within a day for this digest; not again before %s", n, first.Add(day).UTC().Format(time.RFC3339))
 }
+
+// recent: within a day. A clock that was ahead must not put reboots off until then.
+func recent(asked state.Asked, now time.Time) bool { return now.Sub(asked.Time).Abs() < day }
 
 // needsReboot asks whether what was done needs a reboot.
 type needsReboot struct {
@@ -236,7 +239,7 @@ func (s *reboot) Run(ctx context.Context) error {
 	}
 	w.Veto, w.Since, w.Asked = "", time.Time{}, now
 	if w.Asks++; w.Asks == 1 {
-		u.State.Reboots = slices.DeleteFunc(u.State.Reboots, func(a state.Asked) bool { return now.Sub(a.Time) >= day })
+		u.State.Reboots = slices.DeleteFunc(u.State.Reboots, func(a state.Asked) bool { return !recent(a, now) })
 		u.State.Reboots = append(u.State.Reboots, state.Asked{Time: now, Digest: s.change.Digest})
 	}
 	wait := &pipeline.WaitReboot{Waiting: w}

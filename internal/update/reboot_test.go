@@ -329,6 +329,7 @@ func TestReboot(t *testing.T) {
 			"wait: asks=1 reboot=wait", "wait: asks=2 health=error rollback-reboot=wait held",
 		}},
 		{"too many", []string{"often", "run"}, []string{"ok: asks=0 applied=1 pending"}},
+		{"too many, by a clock that was ahead", []string{"often", "-1000h", "run"}, []string{"wait: asks=1 reboot=wait"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t)

@@ -162,9 +162,9 @@ type Generation struct {
 	Ended    time.Time    `json:"ended"`
 	Steps    []state.Task `json:"steps,omitempty"`
 	// Back are the steps that undid it.
-	Back     []state.Task `json:"rollback_steps,omitempty"`
-	Changes  []PathChange `json:"changes,omitempty"`
-	Units    []plan.Unit  `json:"units,omitempty"`
+	Back    []state.Task `json:"rollback_steps,omitempty"`
+	Changes []PathChange `json:"changes,omitempty"`
+	Units   []plan.Unit  `json:"units,omitempty"`
 	// Touched are the units that were restarted or reloaded, or would have been
 	// had they run.
 	Touched []string `json:"touched,omitempty"`

@@ -457,7 +457,7 @@ func (u *Update) Resume(ctx context.Context) error {
 		}
 		return u.failed(ctx, change, job, dead)
 	}
-	err = u.verify(change, job)
+	err = u.verify(ctx, change, job)
 	var gone *pipeline.StepError
 	if errors.As(err, &gone) {
 		return u.failed(ctx, change, job, gone)

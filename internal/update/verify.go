@@ -1,6 +1,7 @@
 package update
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -16,7 +17,7 @@ import (
 // may have lost what it said was durable. Then configure is done again, and what
 // follows from files; its backups are those of the pin. Within one boot nothing is
 // lost, and what differs is somebody's.
-func (u *Update) verify(change *state.Change, job *engine.Job) error {
+func (u *Update) verify(ctx context.Context, change *state.Change, job *engine.Job) error {
 	at := slices.IndexFunc(change.Tasks, func(t state.Task) bool { return t.Name == "configure" })
 	if at < 0 {
 		return nil
@@ -42,6 +43,7 @@ func (u *Update) verify(change *state.Change, job *engine.Job) error {
 		return &pipeline.StepError{Step: configure.Name, Err: why}
 	}
 	u.Log.WithField("change", change.ID).Warnf("configure is done again after a boot: %s", what)
+	u.inhibit(ctx, change)
 	for i := range change.Tasks {
 		if task := &change.Tasks[i]; slices.Contains(again, task.Name) {
 			task.Status, task.Detail, task.Reboot = state.Todo, "", nil
