@@ -64,17 +64,21 @@ func marked(mark string) []int {
 // Capped keeps the first Most bytes that are written to it, and takes the rest.
 type Capped struct {
 	Most int
-	bytes.Buffer
-	Cut bool
+	Cut  bool
+	// Not embedded: io.Copy would go past Write, to the buffer's ReadFrom.
+	kept bytes.Buffer
 }
 
 // Write never fails: the program that prints too much must not be stopped by a
 // pipe that nobody reads.
 func (c *Capped) Write(p []byte) (int, error) {
-	room := max(0, c.Most-c.Len())
+	room := max(0, c.Most-c.kept.Len())
 	if len(p) > room {
 		c.Cut = true
 	}
-	c.Buffer.Write(p[:min(len(p), room)])
+	c.kept.Write(p[:min(len(p), room)])
 	return len(p), nil
 }
+
+// Bytes are what was kept.
+func (c *Capped) Bytes() []byte { return c.kept.Bytes() }

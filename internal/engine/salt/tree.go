@@ -33,6 +33,20 @@ type tree struct {
 	open func(context.Context, *plan.Item) (io.ReadCloser, error)
 }
 
+// Write makes a folder for a person: the job with its plan, which plan.Make
+// returned, as Salt would be given it on a host where it is to lie at dir.
+func Write(ctx context.Context, dir string, job *engine.Job) error {
+	t := &tree{
+		folder: dir, seen: dir, job: job, place: func(p string) string { return p },
+		now:  func(item *plan.Item) (disk.Node, error) { return item.Before, nil },
+		open: func(ctx context.Context, item *plan.Item) (io.ReadCloser, error) { return item.Open(ctx) },
+	}
+	if err := t.write(ctx); err != nil {
+		return err
+	}
+	return t.writeMain(false, false)
+}
+
 // The names in the folder.
 const (
 	minionFile = "minion"
