@@ -3,10 +3,12 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -128,29 +130,36 @@ func document(file string) (source.Tree, *fleet.HostConfig, error) {
 }
 
 func (a *app) translateCommand() *cobra.Command {
-	to, overlaps := "", false
+	to, output, overlaps := "", "", false
 	cmd := &cobra.Command{
 		Use:   "translate [DIR | FILE.bu]",
 		Short: "Translate a host config without any host",
 		Long: `Translate shows what becomes of a host config: as Ignition for a new machine, or as
-the plan for a host that has nothing yet. DIR is a checkout of the fleet repo, FILE.bu
+the plan for a host that has nothing yet, also as a folder for Salt. DIR is a checkout of the fleet repo, FILE.bu
 a single Butane file whose local files lie beside it; without either the configured
 source is fetched.`,
 		Example: `  reconf-pull translate --host web1 . --to plan
-  reconf-pull translate web1.bu > web1.ign`,
+  reconf-pull translate web1.bu > web1.ign
+  reconf-pull translate --host web1 --to sls --output /root/web1.sls .`,
 		Args: args(cobra.MaximumNArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error { return a.translate(cmd.Context(), to, overlaps, given) },
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return a.translate(cmd.Context(), to, output, overlaps, given)
+		},
 	}
-	cmd.Flags().StringVar(&to, "to", "ignition", "ignition, plan or summary")
+	cmd.Flags().StringVar(&to, "to", "ignition", "ignition, plan, summary or sls")
+	cmd.Flags().StringVar(&output, "output", "", "the folder that --to sls makes")
 	cmd.Flags().BoolVar(&overlaps, "strict", false, "warn of what two groups set differently")
 	a.sourceFlags(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }
 
-func (a *app) translate(ctx context.Context, to string, overlaps bool, given []string) error {
-	if to != "ignition" && to != "plan" && to != "summary" {
-		return &usageError{fmt.Errorf("--to %q is none of ignition, plan, summary", to)}
+func (a *app) translate(ctx context.Context, to, output string, overlaps bool, given []string) error {
+	if !slices.Contains([]string{"ignition", "plan", "summary", "sls"}, to) {
+		return &usageError{fmt.Errorf("--to %q is none of ignition, plan, summary, sls", to)}
+	}
+	if (to == "sls") != (output != "") {
+		return &usageError{errors.New("--to sls and --output DIR, the folder that is made, go together")}
 	}
 	m, err := a.machine()
 	if err != nil {
@@ -174,6 +183,8 @@ func (a *app) translate(ctx context.Context, to string, overlaps bool, given []s
 		return err
 	}
 	switch {
+	case to == "sls":
+		return a.writeSLS(ctx, m, hc, want, &opener, output)
 	case a.json:
 		return a.printJSON(report.NewDesiredDocument(hc, want))
 	case to == "summary":
