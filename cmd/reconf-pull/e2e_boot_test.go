@@ -178,3 +178,36 @@ func TestRebootThatIsPutOff(t *testing.T) {
 		})
 	}
 }
+
+// An OS that falls back to an older deployment brings the /etc of that one: the
+// change that is under way puts its files back, and the units that the boot has
+// started with the old ones follow.
+func TestBootWithAnotherEtc(t *testing.T) {
+	m := on(t, bootedhost.Debian13)
+	m.Run("systemctl", "enable", "--quiet", "reconf-pull-resume.service")
+	m.impatient()
+	m.hook("post_update.d/10-wait", "[ ! -e /var/lib/wait ]")
+	push := func(version string) {
+		m.Repo().Write("app.service", unlines("# "+version, "[Service]", "ExecStart=/bin/sh -c 'cp /etc/app.conf /run/app.seen; exec sleep infinity'", "[Install]", "WantedBy=multi-user.target"))
+		m.push(
+			"storage: {files: [{path: /etc/app.conf, contents: {inline: "+version+"}}]}",
+			"systemd: {units: [{name: app.service, enabled: true, contents_local: app.service}]}",
+		)
+	}
+	push("one")
+	m.converge()
+	m.Run("cp", "-a", "/etc/app.conf", "/etc/systemd/system/app.service", "/root/")
+	m.Run("touch", "/var/lib/wait")
+	push("two")
+	m.fails("post-update")
+	m.gives("two", "cat", "/run/app.seen")
+
+	m.Run("sh", "-c", "cp -a /root/app.conf /etc/ && cp -a /root/app.service /etc/systemd/system/ && rm /var/lib/wait")
+	m.Reboot()
+	m.settled()
+	m.gives("two", "cat", "/etc/app.conf")
+	m.gives("two", "cat", "/run/app.seen")
+	m.healthy()
+	_, said := m.lastPull()
+	m.says(said, "configure is done again after a boot: 2 of its paths are not as it left them, /etc/app.conf is the first")
+}
