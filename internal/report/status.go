@@ -169,7 +169,9 @@ func (s *Status) judge() {
 	case s.Reboot != nil:
 		s.Health, s.Next = Pending, "a reboot is pending: the next run inside the window does it, and so does any other reboot"
 	case s.Lock != nil && s.Lock.Kept:
-		s.Health, s.Next = Pending, "the fleet lock is kept after a failure: the next change that succeeds gives it back"
+		s.Health, s.Next = Pending, "the fleet lock is kept after a failure: the next change that succeeds gives it back, and so does reconf-pull lock release"
+	case s.Lock != nil && s.Lock.ByHand:
+		s.Health, s.Next = Pending, "the fleet lock was taken by hand: reconf-pull lock release gives it back"
 	case s.Lock != nil:
 		s.Health, s.Next = Pending, "the fleet lock may still be held: the next run gives it back"
 	case s.Last != nil && s.Last.Waiting != "":
