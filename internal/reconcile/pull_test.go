@@ -331,6 +331,7 @@ func TestFleetLock(t *testing.T) {
 		b.scripts.answer[hooks.Health] = errors.New("ill")
 		b.repo.push(second)
 		b.pull("ill")
+		b.lock.why = lock.Purpose{} // what the server has forgotten, or never heard
 		b.pull("is held since")
 		b.calls("acquire")
 		if l := b.Update.State.Lock; l == nil || !l.Kept {

@@ -249,6 +249,7 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 	if err := r.Update.ReleaseLeft(ctx); err != nil {
 		return out, err
 	}
+	r.Update.NameLock(ctx)
 	suspended, err := state.Suspended(r.Dirs, r.Host.Now())
 	if err != nil {
 		return out, err

@@ -3,9 +3,9 @@ package update
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/reconf-pull/reconf-pull/internal/lock"
-	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -114,14 +114,35 @@ func (u *Update) ReleaseByHand(ctx context.Context, force bool) error {
 	return state.Save(u.Dirs, u.State)
 }
 
-// explainLock tells whoever waits for a lock that is kept what it is kept for.
-func (u *Update) explainLock(ctx context.Context, change *state.Change, failed *pipeline.StepError) {
+// explainLock tells whoever waits for the lock what has become of the change. It is not
+// worth much waiting.
+func (u *Update) explainLock(ctx context.Context, why lock.Purpose) {
+	const enough = 10 * time.Second
 	server, ok := u.Lock.(lock.Explainer)
-	if held := u.State.Lock; !ok || held == nil || !held.Kept {
+	if !ok || u.State.Lock == nil {
 		return
 	}
-	if err := server.Explain(ctx, lock.Purpose{Commit: change.Commit, Step: failed.Step + " failed, the lock is kept"}); err != nil {
-		u.Log.Warnf("telling others why the fleet lock (%s) is kept: %v", u.Lock.Kind(), err)
+	ctx, cancel := context.WithTimeout(ctx, enough)
+	defer cancel()
+	if err := server.Explain(ctx, why); err != nil {
+		u.Log.Warnf("telling others why the fleet lock (%s) is held: %v", u.Lock.Kind(), err)
+	}
+}
+
+func failedAndKept(commit, step string) lock.Purpose {
+	return lock.Purpose{Commit: commit, Step: step + " failed, the lock is kept"}
+}
+
+// NameLock says in every run what keeps other hosts waiting, and tells them what it may
+// not have been able to tell them before.
+func (u *Update) NameLock(ctx context.Context) {
+	held := u.State.Lock
+	if held == nil || !held.Kept && !held.ByHand {
+		return
+	}
+	u.Log.Warnf("other hosts wait for the fleet lock (%s), see reconf-pull lock release", held)
+	if failed := u.State.Held; held.Kept && failed != nil {
+		u.explainLock(ctx, failedAndKept(failed.Commit, failed.Step))
 	}
 }
 

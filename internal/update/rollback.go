@@ -10,6 +10,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
+	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -88,6 +89,7 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 		return err // the change is recorded
 	case err.Step == (&record{}).Name(), u.triesLeft(change, err.Step):
 		u.failedHook(ctx, change, job, err)
+		u.explainLock(ctx, lock.Purpose{Commit: change.Commit, Step: err.Step + " failed, it is tried again"})
 		return err
 	case u.KeepFailed && errors.Is(err, ErrDamaged):
 		return err // it is made anew, and what it wrote counts as base
@@ -99,7 +101,7 @@ func (u *Update) failed(ctx context.Context, change *state.Change, job *engine.J
 		u.failedHook(ctx, change, job, err)
 		u.hold(change, err.Step, err.Err)
 		saved := state.Save(u.Dirs, u.State)
-		u.explainLock(ctx, change, err)
+		u.explainLock(ctx, failedAndKept(change.Commit, err.Step))
 		return errors.Join(&KeptError{err}, saved)
 	}
 	return u.rollBack(ctx, change, job, err)
@@ -184,7 +186,7 @@ func (u *Update) wentBack(ctx context.Context, change *state.Change, job *engine
 	var wait *pipeline.WaitReboot
 	if !errors.As(back, &wait) && ctx.Err() == nil && !change.ByHand {
 		u.failedHook(ctx, change, job, failed)
-		u.explainLock(ctx, change, failed)
+		u.explainLock(ctx, failedAndKept(change.Commit, failed.Step))
 	}
 	return &RolledBackError{
 		Failed: failed, Back: back, OSWork: heldAsOSWork(change, failed.Step), Untouched: untouched(change), Left: u.Ended(change), Stays: u.stays(change, job),
