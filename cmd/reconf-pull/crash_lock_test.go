@@ -69,7 +69,7 @@ func lockedPull(dir, repo, server string, options httpclient.Options) error {
 		Update: &agentupdate.Update{
 			Host: h, Dirs: dirs, State: st, Log: log, Keep: 5, MaxAttempts: 3, HealthSource: "never",
 			Engine: &native.Engine{Host: h, Blobs: dirs.Blobs(), Accounts: accounts, Runner: run.Host{}}, Units: &units.Offline{Host: h, Log: log},
-			Lock: &foreman.Lock{HTTP: httpclient.New(options), URL: server, Name: filepath.Base(dir)},
+			Lock: &foreman.Lock{HTTP: httpclient.New(options), URL: server, LockName: filepath.Base(dir)},
 		},
 	}
 	if st.Applied == nil && st.Change == nil && len(st.Open) == 0 {

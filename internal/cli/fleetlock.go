@@ -56,7 +56,7 @@ func (a *app) fleetLock(m *machine) (lock.Lock, error) {
 				options.CA = puppet + "/certs/ca.pem"
 			}
 		}
-		return &foreman.Lock{HTTP: httpclient.New(options), URL: c.URL, Name: name}, nil
+		return &foreman.Lock{HTTP: httpclient.New(options), URL: c.URL, LockName: name}, nil
 	}
 	id, err := lock.ID(m.host.MachineID())
 	if err != nil {

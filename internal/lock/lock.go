@@ -19,6 +19,8 @@ import (
 type Lock interface {
 	// Kind is the word of the configuration: none, foreman, fleetlock, etcd.
 	Kind() string
+	// Name tells it from other locks of its kind.
+	Name() string
 	// Acquire takes the lock. This host may hold it already. A *BusyError says that
 	// others have it and this host does not; after any other error, an *UnsureError
 	// among them, this host may hold it or not.
@@ -156,6 +158,9 @@ const NoLock = "none"
 
 // Kind is NoLock.
 func (None) Kind() string { return NoLock }
+
+// Name is none, too.
+func (None) Name() string { return NoLock }
 
 // Acquire has nothing to wait for.
 func (None) Acquire(context.Context, Purpose) error { return nil }

@@ -72,9 +72,11 @@ type server struct {
 	acquired   func() error
 	releaseErr error
 	why        lock.Purpose // of the last request
+	name       string
 }
 
-func (*server) Kind() string { return "stand-in" }
+func (*server) Kind() string   { return "stand-in" }
+func (s *server) Name() string { return s.name }
 
 func (s *server) Acquire(_ context.Context, why lock.Purpose) error {
 	s.why = why
@@ -157,7 +159,7 @@ func newBench(t *testing.T) *bench {
 	}
 	dir := t.TempDir()
 	b := &bench{
-		t: t, now: time.Date(2027, 1, 9, 3, 0, 0, 0, time.UTC), repo: &memory{}, lock: &server{}, machine: &machine{boot: 1},
+		t: t, now: time.Date(2027, 1, 9, 3, 0, 0, 0, time.UTC), repo: &memory{}, lock: &server{name: "one"}, machine: &machine{boot: 1},
 		scripts: &scripts{answer: map[hooks.Phase]error{}},
 	}
 	h := host.New(filepath.Join(dir, "root"))
@@ -325,6 +327,18 @@ func TestFleetLock(t *testing.T) {
 		}
 		b.pull("")
 		b.calls("release")
+	})
+	t.Run("another one is configured meanwhile", func(t *testing.T) {
+		b := locked(t)
+		b.repo.push(second)
+		b.lock.releaseErr = errors.New("no route to host")
+		b.pull("")
+		b.lock.name = "other"
+		b.pull("")
+		b.calls("acquire", "release", "release")
+		if b.Update.State.Lock != nil {
+			t.Errorf("lock %+v", b.Update.State.Lock)
+		}
 	})
 	t.Run("kept after a failure", func(t *testing.T) {
 		b := locked(t)

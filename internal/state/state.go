@@ -88,6 +88,8 @@ type OSUpdate struct {
 // is asked for and cleared after its release is confirmed.
 type FleetLock struct {
 	Kind string `json:"kind"`
+	// Name tells it from others of its kind: the configuration may have been changed since.
+	Name string `json:"name,omitempty"`
 	// Changing: it was asked for, so this host may hold it.
 	Changing bool `json:"changing,omitempty"`
 	// Kept: a change failed, and the lock keeps others from the same one.

@@ -35,16 +35,16 @@ func (u *Update) acquire(ctx context.Context, why lock.Purpose, byHand bool) err
 		return err
 	}
 	before := u.State.Lock
-	belief := state.FleetLock{Kind: u.Lock.Kind(), Since: u.Host.Now()}
+	belief := state.FleetLock{Kind: u.Lock.Kind(), Name: u.Lock.Name(), Since: u.Host.Now()}
 	switch {
 	case before == nil:
-	case before.Kind != u.Lock.Kind():
+	case !u.configured(before):
 		u.notConfigured(before)
 		before = nil
 	default:
 		belief = *before
 	}
-	belief.Changing, belief.ByHand = true, belief.ByHand || byHand
+	belief.Changing = true
 	u.State.Lock = &belief
 	if err := state.Save(u.Dirs, u.State); err != nil {
 		u.State.Lock = before
@@ -52,25 +52,28 @@ func (u *Update) acquire(ctx context.Context, why lock.Purpose, byHand bool) err
 	}
 	err := u.Lock.Acquire(ctx, why)
 	var busy *lock.BusyError
-	if err == nil || !errors.As(err, &busy) && (before != nil || !byHand) {
+	switch {
+	case err == nil && byHand:
+		// Only now: until then the next run gives back what is left of the attempt.
+		belief.ByHand = true
+	case !errors.As(err, &busy):
 		return err
-	}
-	if errors.As(err, &busy) {
+	case before != nil && (before.Kept || before.ByHand):
+		u.State.Lock = before // ours by its own account: the failed change may still be in place
+	default:
 		u.State.Lock = nil
-		if before != nil && (before.Kept || before.ByHand) {
-			u.State.Lock = before // ours by its own account: the failed change may still be in place
-		}
-	} else {
-		// The operator did not get it: what may be left of the attempt is given back by
-		// the next run.
-		belief.ByHand = false
 	}
 	return errors.Join(err, state.Save(u.Dirs, u.State))
 }
 
+// configured tells whether it is the lock that the configuration names.
+func (u *Update) configured(l *state.FleetLock) bool {
+	return u.Locks() && l.Kind == u.Lock.Kind() && (l.Name == u.Lock.Name() || l.Name == "")
+}
+
 // notConfigured names a lock that the configuration has forgotten: nobody is left to ask.
 func (u *Update) notConfigured(l *state.FleetLock) {
-	u.Log.Warnf("the fleet lock (%s) is not configured any more: whatever this host held there has to be released there", l.Kind)
+	u.Log.Warnf("the fleet lock (%s, %s) is not configured any more: whatever this host held there has to be released there", l.Kind, l.Name)
 }
 
 // Release gives the fleet lock back, unless it is kept after a failure or was taken by
@@ -90,10 +93,15 @@ func (u *Update) Release(ctx context.Context) error {
 // giveBack releases the lock at its server. The caller saves.
 func (u *Update) giveBack(ctx context.Context) error {
 	held := u.State.Lock
-	if held != nil && (!u.Locks() || u.Lock.Kind() != held.Kind) {
+	gone := held != nil && !u.configured(held)
+	if u.Locks() {
+		// Also where another one is meant: it may be the same server by another name.
+		if err := u.Lock.Release(ctx); err != nil && !gone {
+			return err
+		}
+	}
+	if gone {
 		u.notConfigured(held)
-	} else if err := u.Lock.Release(ctx); err != nil {
-		return err
 	}
 	u.State.Lock = nil
 	return nil

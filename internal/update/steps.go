@@ -100,7 +100,7 @@ func (s *record) Run(ctx context.Context) error {
 	}
 	u.settle(s.change.Reboot)
 	if held := u.State.Lock; held != nil {
-		u.State.Lock = &state.FleetLock{Kind: held.Kind, Changing: held.Changing, ByHand: held.ByHand, Since: held.Since}
+		u.State.Lock = &state.FleetLock{Kind: held.Kind, Name: held.Name, Changing: held.Changing, ByHand: held.ByHand, Since: held.Since}
 	}
 	u.State.Applied = &state.Applied{
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,

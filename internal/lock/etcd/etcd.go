@@ -76,6 +76,9 @@ func (s *slot) holder(id string) lock.Holder {
 // Kind is the word of the configuration.
 func (*Lock) Kind() string { return kind }
 
+// Name is where the slots are; the members of a cluster may be others tomorrow.
+func (l *Lock) Name() string { return l.prefix() }
+
 func (l *Lock) prefix() string {
 	return "/reconf-pull/" + url.PathEscape(l.Fleet) + "/locks/" + url.PathEscape(l.Group) + "/"
 }

@@ -41,6 +41,9 @@ func (r refusal) String() string {
 // Kind is the word of the configuration.
 func (*Lock) Kind() string { return kind }
 
+// Name is the group, at its server.
+func (l *Lock) Name() string { return l.Group + " of " + l.URL }
+
 // ask sends one of the two requests that there are. refused is nil after a success.
 func (l *Lock) ask(ctx context.Context, endpoint string) (refused *refusal, status int, err error) {
 	body, err := json.Marshal(map[string]any{"client_params": map[string]string{"id": l.ID, "group": l.Group}})

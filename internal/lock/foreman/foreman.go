@@ -22,9 +22,9 @@ const kind = "foreman"
 
 // Lock is one lock of a Foreman.
 type Lock struct {
-	HTTP *httpclient.Client
-	URL  string // of Foreman
-	Name string
+	HTTP     *httpclient.Client
+	URL      string // of Foreman
+	LockName string
 }
 
 // document is a lock as the API shows it, or an error with its message.
@@ -49,8 +49,11 @@ func (d *document) holder() lock.Holder {
 // Kind is the word of the configuration.
 func (*Lock) Kind() string { return kind }
 
+// Name is the lock's, at its Foreman.
+func (l *Lock) Name() string { return l.LockName + " of " + l.URL }
+
 func (l *Lock) ask(ctx context.Context, method string) (*httpclient.Answer, error) {
-	address := strings.TrimSuffix(l.URL, "/") + "/api/dlmlocks/" + url.PathEscape(l.Name) + "/lock"
+	address := strings.TrimSuffix(l.URL, "/") + "/api/dlmlocks/" + url.PathEscape(l.LockName) + "/lock"
 	answer, err := l.HTTP.Do(ctx, method, address, http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json"}}, nil, httpclient.ServerError)
 	var unanswered *httpclient.UnansweredError
 	if errors.As(err, &unanswered) {
@@ -80,7 +83,7 @@ func (l *Lock) Acquire(ctx context.Context, _ lock.Purpose) error {
 	case answer.Status == http.StatusOK:
 		d, err := l.document(answer)
 		if err == nil && d.Host != nil && d.Host.Self != nil && !*d.Host.Self {
-			err = fmt.Errorf("the lock server (%s) grants %s to another host, %s: is this host's certificate that of another one?", kind, l.Name, d.Host.Name)
+			err = fmt.Errorf("the lock server (%s) grants %s to another host, %s: is this host's certificate that of another one?", kind, l.LockName, d.Host.Name)
 		}
 		return err
 	case answer.Status == http.StatusPreconditionFailed:
@@ -99,7 +102,7 @@ func (l *Lock) document(answer *httpclient.Answer) (*document, error) {
 		err = fmt.Errorf("the answer (status %d) is no lock document: %s", answer.Status, answer.FirstLine())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking %s for the lock %s: %w", l.URL, l.Name, err)
+		return nil, fmt.Errorf("asking %s for the lock %s: %w", l.URL, l.LockName, err)
 	}
 	return &d, nil
 }
@@ -111,14 +114,14 @@ func (l *Lock) busy(ctx context.Context, refusal *httpclient.Answer) error {
 	switch {
 	case err != nil || d == nil:
 	case d.Enabled != nil && !*d.Enabled:
-		busy.Reason = "the lock " + l.Name + " is disabled in Foreman"
+		busy.Reason = "the lock " + l.LockName + " is disabled in Foreman"
 		if d.Host != nil {
 			busy.Holder = d.holder()
 		}
 	case d.Host != nil:
 		busy.Holder, busy.Reason = d.holder(), ""
 	default:
-		busy.Reason = "the lock " + l.Name + " is free and this host did not get it: is its parameter can_acquire_update_locks false?"
+		busy.Reason = "the lock " + l.LockName + " is free and this host did not get it: is its parameter can_acquire_update_locks false?"
 	}
 	return busy
 }
@@ -157,9 +160,9 @@ func (l *Lock) Release(ctx context.Context) error {
 		return nil // another one's: there is nothing of ours to give back
 	}
 	if d.Enabled != nil && !*d.Enabled {
-		return fmt.Errorf("the lock %s cannot be given back: it is disabled in Foreman", l.Name)
+		return fmt.Errorf("the lock %s cannot be given back: it is disabled in Foreman", l.LockName)
 	}
-	return fmt.Errorf("the lock %s cannot be given back: %s", l.Name, said(answer))
+	return fmt.Errorf("the lock %s cannot be given back: %s", l.LockName, said(answer))
 }
 
 // Inspect names the holder, if there is one.

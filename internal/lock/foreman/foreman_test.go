@@ -28,7 +28,7 @@ func newLock(server *locktest.Foreman, host string) *foreman.Lock {
 	if host != "" {
 		options.Cert, options.Key = server.CA.Issue(host)
 	}
-	return &foreman.Lock{HTTP: httpclient.New(options), URL: server.URL + "/", Name: name}
+	return &foreman.Lock{HTTP: httpclient.New(options), URL: server.URL + "/", LockName: name}
 }
 
 func busy(t *testing.T, err error, want string) {
@@ -152,7 +152,7 @@ func TestTrouble(t *testing.T) {
 				return true
 			})
 			cert, key := server.CA.Issue("web1")
-			l := &foreman.Lock{HTTP: httpclient.New(httpclient.Options{CA: server.CA.File, Cert: cert, Key: key, Timeout: 500 * time.Millisecond, Pause: time.Millisecond}), URL: server.URL, Name: name}
+			l := &foreman.Lock{HTTP: httpclient.New(httpclient.Options{CA: server.CA.File, Cert: cert, Key: key, Timeout: 500 * time.Millisecond, Pause: time.Millisecond}), URL: server.URL, LockName: name}
 			err := l.Acquire(t.Context(), changing)
 			var unsure *lock.UnsureError
 			var busy *lock.BusyError
@@ -183,7 +183,7 @@ func TestUntrusted(t *testing.T) {
 		"a key of another":         {CA: server.CA.File, Cert: cert, Key: os.DevNull},
 	} {
 		options.Timeout, options.Pause = 2*time.Second, time.Millisecond
-		l := &foreman.Lock{HTTP: httpclient.New(options), URL: server.URL, Name: name}
+		l := &foreman.Lock{HTTP: httpclient.New(options), URL: server.URL, LockName: name}
 		if err := l.Acquire(t.Context(), changing); err == nil || errors.Is(err, lock.ErrBusy) {
 			t.Errorf("%s: %v, want an error that waiting does not mend", what, err)
 		}
@@ -194,7 +194,7 @@ func TestUntrusted(t *testing.T) {
 func TestFilesAreReadAgain(t *testing.T) {
 	server := locktest.NewForeman(t, nil, "web1", "web2")
 	cert, key := server.CA.Issue("web1")
-	l := &foreman.Lock{HTTP: httpclient.New(httpclient.Options{CA: server.CA.File, Cert: cert, Key: key, Timeout: 2 * time.Second}), URL: server.URL, Name: name}
+	l := &foreman.Lock{HTTP: httpclient.New(httpclient.Options{CA: server.CA.File, Cert: cert, Key: key, Timeout: 2 * time.Second}), URL: server.URL, LockName: name}
 	well(t, l.Acquire(t.Context(), changing), l.Release(t.Context()))
 	cert2, key2 := server.CA.Issue("web2")
 	well(t, os.Rename(cert2, cert), os.Rename(key2, key), l.Acquire(t.Context(), changing))
