@@ -56,15 +56,18 @@ func (m *machine) startsRun() {
 	m.Run("systemctl", "start", "--no-block", agent)
 }
 
-// comesTo waits until the host, which may reboot meanwhile, has applied the commit.
+// comesTo waits until the host, which may reboot meanwhile, has applied the commit and
+// given the lock back.
 func (m *machine) comesTo(commit string) {
 	m.t.Helper()
 	m.WaitFor(3*time.Minute, func() bool {
 		var st struct {
 			Applied, Change *struct{ Commit string }
+			Lock            any `json:"fleet_lock"`
 		}
-		return json.Unmarshal(m.Peek("/var/lib/reconf-pull/state.json"), &st) == nil && st.Change == nil && st.Applied != nil && st.Applied.Commit == commit
+		return json.Unmarshal(m.Peek("/var/lib/reconf-pull/state.json"), &st) == nil && st.Change == nil && st.Lock == nil && st.Applied != nil && st.Applied.Commit == commit
 	}, "commit "+commit)
+	m.WaitFor(time.Minute, func() bool { return m.UnitState(agent).ActiveState != "activating" }, "the end of the run")
 }
 
 // spans are the changes of a host, from pre_update to the last of health.
@@ -202,7 +205,10 @@ func TestFleetLockOfThreeHosts(t *testing.T) {
 	if status, said := three.pull(); status != 0 {
 		t.Errorf("the host that freezes: the run ends with %d:\n%s", status, said)
 	}
-	three.says(three.Run("reconf-pull", "status"), "lock:     etcd, taken by hand, since ")
+	out, status := three.Try("reconf-pull", "status")
+	if three.says(out, "lock:     etcd, taken by hand, since ", "reconf-pull lock release gives it back"); status != 3 {
+		t.Errorf("frozen: status ends with %d:\n%s", status, out)
+	}
 	three.says(three.Run("reconf-pull", "lock", "release"), "the fleet lock is given back")
 	one.comesTo(commit)
 
