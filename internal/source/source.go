@@ -38,6 +38,19 @@ var (
 	// ErrDamaged: a Tree met bytes that are not what their id names, or an object
 	// that should be there is not. The mirror is discarded and fetched again, once.
 	ErrDamaged = errors.New("mirror is damaged")
+	// ErrShallow: a question about the history that the mirror is too shallow for.
+	ErrShallow = errors.New("mirror is too shallow")
+)
+
+// Relation is how a commit stands to an older one.
+type Relation string
+
+// The relations of two commits.
+const (
+	Same     Relation = "same"
+	Ahead    Relation = "ahead"    // it descends from the older one
+	Behind   Relation = "behind"   // it is an ancestor of it
+	Diverged Relation = "diverged" // neither, as far as that can be told
 )
 
 // CommitInfo is what people want to know of a commit besides its id.

@@ -34,9 +34,11 @@ type Options struct {
 	Ref    string // Revision.Ref of an earlier fetch, remembered by the caller; Branch wins
 	Dir    string // the mirror; its parent is made when it is missing
 
-	// FullHistory makes a first clone bring every commit instead of the newest one,
-	// which the caller needs when it has to prove descent from an older commit.
+	// FullHistory makes Fetch bring every commit instead of the newest one. Without
+	// it a clone is shallow unless Marks has another commit for its ref than the
+	// tip, which descent has to be proven from.
 	FullHistory bool
+	Marks       map[string]string // ref -> commit
 	Timeout     time.Duration // of one whole Fetch
 
 	KnownHosts   []string // files, missing ones are passed over; ssh only
@@ -115,6 +117,16 @@ func (s *Source) fetch(ctx context.Context) (_ *mirror, err error) {
 	case m.url != s.remote.display:
 		s.Log.Infof("the mirror is one of %s: cloning again", m.url)
 		m = nil
+	case s.FullHistory:
+		short, err := m.shallow()
+		if err != nil {
+			return nil, err
+		}
+		if short {
+			s.Log.Info("the mirror is shallow: cloning it again with its whole history")
+			m.close()
+			m = nil
+		}
 	}
 
 	tip, err := s.tip(ctx, m)

@@ -279,7 +279,7 @@ func (s *Source) clone(ctx context.Context, tip *tip) (_ *mirror, err error) {
 		return nil, localFailure("making the mirror", err)
 	}
 	depth := 1
-	if s.FullHistory {
+	if mark := s.Marks[tip.ref.String()]; s.FullHistory || mark != "" && mark != tip.hash.String() {
 		depth = 0
 	}
 	if err := s.transfer(ctx, m, tip, depth); err != nil {
