@@ -38,7 +38,7 @@ func blocks(t *testing.T, name string) []block {
 // Every shell block of the guides runs, in order, as a person would type it.
 func TestGuidesRun(t *testing.T) {
 	bin := filepath.Dir(buildProgram(t))
-	for _, name := range []string{"docs/quickstart.md", "docs/fleet.md", "docs/authors.md"} {
+	for _, name := range []string{"docs/quickstart.md", "docs/fleet.md", "docs/authors.md", "docs/trust.md"} {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			script := "set -eu\n"
 			if name == "docs/fleet.md" {

@@ -53,7 +53,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"agent": agentCommand, "refused": refused, "status": status,
-			"gitrepo": gitrepo, "push": push,
+			"gitrepo": gitrepo, "push": push, "sign": sign, "expandenv": expandEnv,
 			"noleftovers": noLeftovers, "snapshot": snapshot, "unchanged": unchanged, "mode": mode, "lines": lines, "replace": replace,
 			"stalling": stalling, "closedport": closedport, "serve": serve,
 			"tmpfs": tmpfs, "readonly": readonly, "immutable": immutable, "mutable": mutable, "bomb": bomb, "fill": fill, "same": sameFile, "link": link, "locked": locked, "sum": sum,
@@ -140,8 +140,9 @@ func refused(ts *testscript.TestScript, neg bool, args []string) {
 	noLeftovers(ts, false, nil)
 }
 
-// own are the directories of the agent that hold nothing of the host.
-var own = []string{"var/cache/reconf-pull", "run/reconf-pull"}
+// own are the paths of the agent that hold nothing of the host. Which commit was
+// verified last is remembered also when it is refused for what it holds.
+var own = []string{"var/cache/reconf-pull", "run/reconf-pull", "var/lib/reconf-pull/verified.json"}
 
 // host describes every path of the script's host. Of the state directory only
 // files count, without their times: a first run makes directories.
@@ -157,6 +158,9 @@ func host(ts *testscript.TestScript) map[string]string {
 			return err
 		}
 		if slices.Contains(own, rel) {
+			if !d.IsDir() {
+				return nil
+			}
 			return fs.SkipDir
 		}
 		inState := strings.HasPrefix(rel+"/", "var/lib/reconf-pull/")
@@ -249,6 +253,23 @@ func push(ts *testscript.TestScript, neg bool, args []string) {
 	for _, command := range [][]string{{"add", "-A"}, {"commit", "-q", "--allow-empty", "-m", args[0]}, {"push", "-q", "origin", "HEAD"}} {
 		ts.Check(ts.Exec("git", append([]string{"-C", work}, command...)...))
 	}
+}
+
+// sign KEY has the next commits signed with an ssh key, and with none for nobody.
+func sign(ts *testscript.TestScript, neg bool, args []string) {
+	only(ts, neg, len(args) == 1, "sign key")
+	work := ts.MkAbs("fleet")
+	ts.Check(ts.Exec("git", "init", "-q", "-b", "main", work))
+	for _, setting := range [][]string{{"gpg.format", "ssh"}, {"user.signingKey", ts.MkAbs(args[0])}, {"commit.gpgSign", strconv.FormatBool(args[0] != "nobody")}} {
+		ts.Check(ts.Exec("git", append([]string{"-C", work, "config"}, setting...)...))
+	}
+}
+
+// expandenv FILE replaces the variables in a file.
+func expandEnv(ts *testscript.TestScript, neg bool, args []string) {
+	only(ts, neg, len(args) == 1, "expandenv file")
+	path := ts.MkAbs(args[0])
+	ts.Check(os.WriteFile(path, []byte(os.Expand(ts.ReadFile(path), ts.Getenv)), 0o644))
 }
 
 // mode OCTAL FILE [UID:GID] compares the mode, and the owner.

@@ -84,7 +84,7 @@ Exit status:
    2  wrong usage
    3  plan, affected, status and lock status only: there are changes, something is
       pending, or the fleet lock is not to be had
-  65  the host config is invalid, or refused
+  65  the host config is invalid, or refused, or the commit is not trusted
   66  no config for this host, or another host's
   69  the source is not reachable
   70  internal error, or the state cannot be read
@@ -114,7 +114,7 @@ it or a file that it refers to has changed makes the running host match.
 	cmd.CompletionOptions.HiddenDefaultCmd = false
 	cmd.AddCommand(
 		a.runCommand(), a.planCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.lockCommand(),
+		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.acceptHistoryCommand(), a.lockCommand(),
 		a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.explainCommand(), a.hashCommand(), a.translateCommand(), a.versionCommand(), a.reachCommand(),
 	)
 	return cmd

@@ -57,6 +57,7 @@ func statusOf(err error) int {
 		nothing *survey.NothingError
 		other   *reconcile.OtherHostError
 		machine *fleet.OtherMachineError
+		stale   *reconcile.StaleError
 		refused *plan.RefusedError
 		invalid *finding.Failure
 		wait    *pipeline.WaitReboot
@@ -91,7 +92,7 @@ func statusOf(err error) int {
 		return exitUnavailable
 	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid):
 		return exitDataErr
-	case errors.As(err, &outside), errors.Is(err, lock.ErrBusy):
+	case errors.As(err, &outside), errors.As(err, &stale), errors.Is(err, lock.ErrBusy):
 		return exitTempFail
 	default:
 		return exitFailure

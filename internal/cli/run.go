@@ -12,8 +12,10 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
@@ -176,6 +178,10 @@ func outcome(o reconcile.Outcome) string {
 	took := o.Duration.Round(time.Millisecond)
 	at := fmt.Sprintf("%.12s (%s)", o.Commit, strings.TrimPrefix(o.Ref, "refs/heads/"))
 	switch {
+	case o.Result == reconcile.Stale && o.Host == "":
+		return fmt.Sprintf("the remote is stale, and nothing was done, took %s\n", took)
+	case o.Result == reconcile.Stale:
+		return fmt.Sprintf("%s stays at %s: the remote is stale, took %s\n", o.Host, at, took)
 	case o.Result == reconcile.Suspended:
 		return fmt.Sprintf("suspended %s; reconf-pull resume ends it\n", o.Suspended)
 	case o.Result == reconcile.Retired:
@@ -239,6 +245,11 @@ func (a *app) plan(ctx context.Context) error {
 		return err
 	}
 	p, err := a.propose(ctx, r)
+	var stale *reconcile.StaleError
+	if errors.As(err, &stale) {
+		m.log.Warn(stale)
+		p, err = &reconcile.Proposal{Revision: source.Revision{Ref: stale.Ref, Commit: stale.Commit}, Plan: &plan.Plan{}}, nil
+	}
 	if p != nil && p.Plan != nil {
 		if shown := a.showPlan(ctx, m, p); shown != nil {
 			return shown

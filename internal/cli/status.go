@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/reconf-pull/reconf-pull/internal/report"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/update"
 	"github.com/reconf-pull/reconf-pull/internal/version"
 )
@@ -37,7 +38,7 @@ func (a *app) status(cmd *cobra.Command, oneline bool) error {
 		return err
 	}
 	s.Version, s.Source = version.String(), m.config.Source.URL
-	if src, err := a.source(m, ""); err == nil && s.Applied != nil {
+	if src, err := a.source(m, &state.State{}); err == nil && s.Applied != nil {
 		// The mirror is only a cache: without it the status lacks the subject.
 		if info, err := src.Describe(cmd.Context(), s.Applied.Commit); err == nil {
 			s.Subject = &info

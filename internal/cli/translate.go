@@ -81,15 +81,11 @@ func (a *app) hostConfig(ctx context.Context, m *machine, given []string) (sourc
 	if err != nil {
 		return nil, nil, err
 	}
-	src, err := a.source(m, st.Ref)
+	r, err := a.reconciler(m, st)
 	if err != nil {
 		return nil, nil, err
 	}
-	rev, err := src.Fetch(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	tree, err := src.Tree(ctx, rev.Commit)
+	tree, err := r.Tip(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

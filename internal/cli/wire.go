@@ -126,7 +126,7 @@ func (a *app) names(m *machine) ([]string, bool, error) {
 }
 
 // source is the fleet repo.
-func (a *app) source(m *machine, ref string) (*gogit.Source, error) {
+func (a *app) source(m *machine, st *state.State) (*gogit.Source, error) {
 	s := m.config.Source
 	if a.url != "" {
 		s.URL = a.url
@@ -141,8 +141,12 @@ func (a *app) source(m *machine, ref string) (*gogit.Source, error) {
 	if terminal(a.stderr) {
 		progress = a.stderr
 	}
+	marks := map[string]string{}
+	for ref, mark := range st.Marks {
+		marks[ref] = mark.Commit
+	}
 	src, err := gogit.New(gogit.Options{
-		URL: s.URL, Branch: s.Branch, Ref: ref, Dir: m.dirs.Mirror(), Timeout: time.Duration(s.Timeout),
+		URL: s.URL, Branch: s.Branch, Ref: st.Ref, Marks: marks, FullHistory: m.config.Verify.All, Dir: m.dirs.Mirror(), Timeout: time.Duration(s.Timeout),
 		KnownHosts: []string{s.KnownHosts}, SSHKey: s.SSHKey, Username: s.Username, PasswordFile: s.PasswordFile,
 		TokenFile: s.TokenFile, CAFile: s.CAFile, Progress: progress, Log: m.log,
 	})
@@ -160,7 +164,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	}
 	var src reconcile.Source // a checkout has none
 	if a.checkout == "" {
-		if src, err = a.source(m, st.Ref); err != nil {
+		if src, err = a.source(m, st); err != nil {
 			return nil, err
 		}
 	}
@@ -168,8 +172,12 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	if err != nil {
 		return nil, err
 	}
+	trust, err := trust(m)
+	if err != nil {
+		return nil, err
+	}
 	r := &reconcile.Reconciler{
-		Host: m.host, Dirs: m.dirs, Source: src, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict,
+		Host: m.host, Dirs: m.dirs, Source: src, Trust: trust, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict,
 		Settings: plan.Settings{
 			OnConflict: m.config.Apply.OnConflict, PruneModified: m.config.Apply.PruneModified,
 			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",
@@ -181,6 +189,9 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		Hooks:    scripts(m),
 		Choose:   chooser(m),
 		Announce: func(*reconcile.Proposal) {},
+	}
+	if r.Update.Reach != nil {
+		r.Update.Reach = func(ctx context.Context) error { return a.reach(ctx, r.Trusted()) }
 	}
 	r.Services = func(context.Context) (reconcile.Services, error) {
 		return offlineServices{systemd.Offline{Host: m.host}}, nil
@@ -225,9 +236,10 @@ func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 		Machine: &rebooter{host: m.host, command: m.config.Reboot.Command}, Windows: m.config.Reboot.Windows,
 		Timeout: time.Duration(m.config.Reboot.Timeout), Paths: m.config.RebootPaths(), Always: m.config.Reboot.WithoutScripts == "always",
 	}
-	u.Reach, u.HealthSource = a.reach, m.config.Health.Source
-	of := m.config.Source
-	for _, path := range append(own(m), a.config, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile) {
+	u.Reach = func(ctx context.Context) error { return a.reach(ctx, "") }
+	u.HealthSource = m.config.Health.Source
+	of, keys := m.config.Source, m.config.Verify
+	for _, path := range append(own(m), a.config, keys.AllowedSigners, keys.RevokedSigners, keys.Keyring, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile) {
 		if path != "" {
 			u.Lifeline = append(u.Lifeline, path)
 		}

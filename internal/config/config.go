@@ -26,6 +26,7 @@ const Path = "/etc/reconf-pull/config.toml"
 // test compares the two.
 type Config struct {
 	Source    Source    `toml:"source"`
+	Verify    Verify    `toml:"verify"`
 	Host      Host      `toml:"host"`
 	Translate Translate `toml:"translate"`
 	Apply     Apply     `toml:"apply"`
@@ -52,6 +53,15 @@ type Source struct {
 	PasswordFile string   `toml:"password_file"`
 	TokenFile    string   `toml:"token_file"`
 	CAFile       string   `toml:"ca_file"`
+}
+
+// Verify says who may change this host.
+type Verify struct {
+	Mode           string `toml:"mode"`
+	AllowedSigners string `toml:"allowed_signers"`
+	RevokedSigners string `toml:"revoked_signers"`
+	Keyring        string `toml:"keyring"`
+	All            bool   `toml:"all"`
 }
 
 // Host says which config is this machine's.
@@ -161,6 +171,7 @@ func Default() Config {
 	const maxFile = 64 << 20
 	return Config{
 		Source:    Source{Timeout: Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts"},
+		Verify:    Verify{Mode: "none"},
 		Translate: Translate{Strict: true, MaxFile: maxFile},
 		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
@@ -214,6 +225,22 @@ func (c *Config) check(path string, data []byte) finding.List {
 			}
 		}
 		bad(fmt.Sprintf("%s = %q is none of %s", strings.Join(key, "."), value, strings.Join(of, ", ")), key...)
+	}
+	choice(c.Verify.Mode, []string{"none", "signed"}, "verify", "mode")
+	for _, file := range []struct{ key, path string }{{"allowed_signers", c.Verify.AllowedSigners}, {"revoked_signers", c.Verify.RevokedSigners}, {"keyring", c.Verify.Keyring}} {
+		switch {
+		case file.path == "":
+		case c.Verify.Mode == "none":
+			bad(`verify.`+file.key+` is set and nothing is verified: set mode = "signed" in [verify], or remove it`, "verify", file.key)
+		case !filepath.IsAbs(file.path):
+			bad("verify."+file.key+" must be an absolute path", "verify", file.key)
+		}
+	}
+	switch {
+	case c.Verify.Mode == "none" && c.Verify.All:
+		bad(`verify.all is set and nothing is verified: set mode = "signed" in [verify], or remove it`, "verify", "all")
+	case c.Verify.Mode == "signed" && c.Verify.AllowedSigners == "" && c.Verify.Keyring == "":
+		bad(`verify.mode = "signed" needs allowed_signers, keyring or both`, "verify", "mode")
 	}
 	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
 	choice(c.Apply.OnFailure, []string{"rollback", "keep"}, "apply", "on_failure")

@@ -33,6 +33,7 @@ func TestDefaults(t *testing.T) {
 			Timeout: config.Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts",
 			URL: "", Branch: "", SSHKey: "", Username: "", PasswordFile: "", TokenFile: "", CAFile: "",
 		},
+		Verify:    config.Verify{Mode: "none", AllowedSigners: "", RevokedSigners: "", Keyring: "", All: false},
 		Host:      config.Host{Name: "", ShortName: false, MachineID: ""},
 		Translate: config.Translate{Strict: true, MaxFile: 64 << 20},
 		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false, OnFailure: "rollback"},
@@ -75,6 +76,12 @@ username = "u"
 password_file = "/p"
 token_file = "/t"
 ca_file = "/c"
+[verify]
+mode = "signed"
+allowed_signers = "/a"
+revoked_signers = "/r"
+keyring = "/g"
+all = true
 [host]
 name = "web1"
 short_name = true
@@ -145,6 +152,7 @@ run = ["/usr/bin/other", "--now"]
 			URL: "https://git.example.com/fleet.git", Branch: "production", Timeout: config.Duration(90 * time.Second), SSHKey: "/k",
 			KnownHosts: "/h", Username: "u", PasswordFile: "/p", TokenFile: "/t", CAFile: "/c",
 		},
+		Verify:    config.Verify{Mode: "signed", AllowedSigners: "/a", RevokedSigners: "/r", Keyring: "/g", All: true},
 		Host:      config.Host{Name: "web1", ShortName: true, MachineID: "0123"},
 		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
@@ -248,6 +256,11 @@ func TestErrors(t *testing.T) {
 		"no time to answer":     {"[lock]\ntimeout = '0s'", "lock.timeout must be longer than 0", "", 2},
 		"a lock's key alone":    {"[lock]\nkey = '/k'", "lock.cert and lock.key go together", "", 0},
 		"a password for nobody": {"[lock]\npassword_file = '/p'", "lock.user and lock.password_file go together", "", 0},
+		"another mode":          {"[verify]\nmode = 'gpg'", `verify.mode = "gpg" is none of none, signed`, "", 2},
+		"nobody to sign":        {"[verify]\nmode = 'signed'\nrevoked_signers = '/r'", `verify.mode = "signed" needs allowed_signers, keyring or both`, "", 2},
+		"signers for nothing":   {"[verify]\nallowed_signers = '/a'", "verify.allowed_signers is set and nothing is verified", "", 2},
+		"all for nothing":       {"[verify]\nall = true", "verify.all is set and nothing is verified", "", 2},
+		"signers somewhere":     {"[verify]\nmode = 'signed'\nallowed_signers = 'a'", "verify.allowed_signers must be an absolute path", "", 3},
 		"keep nothing":          {"keep = 0", "keep must be at least 1", "", 1},
 		"a watch of nothing":    {"[[service.watch]]\nunit = 'a.service'", "service.watch: ", "", 0},
 		"a watch without end":   {"[[service.watch]]\npath = '/etc/a'", "service.watch: ", "", 0},

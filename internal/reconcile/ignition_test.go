@@ -185,7 +185,10 @@ func (c *golden) test(t *testing.T) {
 }
 
 // repo is the fleet repo that has the layers.
-type repo struct{ tree source.Tree }
+type repo struct {
+	reconcile.Source // whose other methods nothing asks for
+	tree             source.Tree
+}
 
 func (repo) Fetch(context.Context) (source.Revision, error) {
 	return source.Revision{Ref: "refs/heads/main", Commit: strings.Repeat("c", 40)}, nil
@@ -230,7 +233,7 @@ func (c *golden) reconciler(t *testing.T, root string) *reconcile.Reconciler {
 	log.SetOutput(io.Discard)
 	accounts := &host.Accounts{Host: h, Runner: run.Host{}}
 	return &reconcile.Reconciler{
-		Host: h, Dirs: dirs, Source: repo{sourcetest.New(files)}, Names: []string{"golden"}, Strict: !c.lenient, Settings: plan.Settings{OnConflict: "replace"},
+		Host: h, Dirs: dirs, Source: repo{tree: sourcetest.New(files)}, Names: []string{"golden"}, Strict: !c.lenient, Settings: plan.Settings{OnConflict: "replace"},
 		Contents: contents.Opener{Downloads: dirs.Downloads(), MaxFile: 1 << 20, Client: &http.Client{Transport: c}}, Accounts: accounts,
 		Services: func(context.Context) (reconcile.Services, error) { return offline{systemd.Offline{Host: h}}, nil }, OnChange: systemd.OnChange,
 		Update: &update.Update{Host: h, Dirs: dirs, State: st, Log: log, Units: &units.Offline{Host: h, Log: log},

@@ -37,10 +37,11 @@ import (
 
 // memory is a fleet repo in memory.
 type memory struct {
-	bu      string
-	commit  int
-	err     error
-	fetches int
+	reconcile.Source // whose other methods nothing asks for
+	bu               string
+	commit           int
+	err              error
+	fetches          int
 }
 
 func (r *memory) push(text string) {
@@ -58,6 +59,14 @@ func (r *memory) Tree(context.Context, string) (source.Tree, error) {
 }
 
 func (r *memory) Discard() error { return nil }
+
+// Relation: every push stands on the one before.
+func (r *memory) Relation(_ context.Context, older, tip string) (source.Relation, error) {
+	if older == tip {
+		return source.Same, nil
+	}
+	return source.Ahead, nil
+}
 
 // noUnits answers about units of a directory that has none.
 type noUnits struct{ systemd.Offline }

@@ -65,6 +65,7 @@ type Reconciler struct {
 	OnChange func(fragments ...[]byte) string
 	Update   *update.Update
 	Hooks    *hooks.Runner // the host's own scripts, to say what would run
+	Trust    Trust
 	Log      logrus.FieldLogger
 	// Choose says which engine carries out a host config with these migrations; nil
 	// where there is the native one only.
@@ -72,14 +73,23 @@ type Reconciler struct {
 	// Announce is told of a plan before it is carried out.
 	Announce func(*Proposal)
 
-	phases Phases
-	before []state.Task // the steps before the pin
+	phases  Phases
+	trusted string       // the tip that this run found to be signed
+	before  []state.Task // the steps before the pin
 }
 
 // Source is a fleet repo whose mirror can be thrown away.
 type Source interface {
 	source.Source
 	Discard() error
+	// Commit returns the bytes of a commit object.
+	Commit(ctx context.Context, commit string) ([]byte, error)
+	// Relation tells how the tip stands to an older commit, and Between what the one
+	// has in its history and the other has not. After source.ErrShallow, Deepen and
+	// another Fetch let them tell.
+	Relation(ctx context.Context, older, tip string) (source.Relation, error)
+	Between(ctx context.Context, ancestor, tip string) ([]string, error)
+	Deepen()
 }
 
 // Result is how a run ended well.
@@ -94,6 +104,8 @@ const (
 	Suspended Result = "suspended"
 	// Retired: fleet.toml says that the host is left alone.
 	Retired Result = "retired"
+	// Stale: the remote lags behind what was seen before, and nothing was done.
+	Stale Result = "stale"
 )
 
 // Outcome is what a run did.
@@ -106,6 +118,8 @@ type Outcome struct {
 	Generation int               `json:"generation"`
 	Finished   string            `json:"finished,omitempty"` // the change of an earlier run that this one completed
 	Drift      []string          `json:"drift,omitempty"`
+	Signer     string            `json:"signer,omitempty"` // of the commit, where one is asked for
+	Stale      string            `json:"stale,omitempty"`  // the older commit that the remote is at
 	Suspended  *state.Suspension `json:"suspended,omitempty"`
 	Retired    fleet.Retirement  `json:"retired,omitempty"`
 	Duration   time.Duration     `json:"duration_ns"`
@@ -262,15 +276,33 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 		return out, nil
 	}
 	prop, err := r.candidate(ctx, &out)
+	if err == nil && prop != nil {
+		r.Update.State.Held = nil // what was held is not what the tip asks for
+		err = r.carryOut(ctx, prop, &out, func() (*Proposal, error) { return r.candidate(ctx, &out) })
+		var stale *StaleError
+		if !errors.As(err, &stale) {
+			return out, err
+		}
+	}
 	var fetch *fetchError
 	if errors.As(err, &fetch) {
-		return out, errors.Join(fetch.err, r.withoutSource(ctx, fetch.err, &out))
+		return out, errors.Join(r.stale(fetch.err, &out), r.withoutSource(ctx, fetch.err, &out))
 	}
-	if err != nil || prop == nil {
-		return out, err
+	return out, err
+}
+
+// stale turns a remote that lags behind into a warning; other errors stay.
+func (r *Reconciler) stale(fetch error, out *Outcome) error {
+	var stale *StaleError
+	if !errors.As(fetch, &stale) {
+		return fetch
 	}
-	r.Update.State.Held = nil // what was held is not what the tip asks for
-	return out, r.carryOut(ctx, prop, &out, func() (*Proposal, error) { return r.candidate(ctx, &out) })
+	r.Log.Warn(stale)
+	out.Result, out.Stale, out.Ref, out.Commit = Stale, stale.Commit, stale.Ref, stale.Mark.Commit
+	if applied := r.Update.State.Applied; applied != nil {
+		out.Host, out.Commit, out.Digest, out.Generation = applied.Host, applied.Commit, applied.Digest, applied.Generation
+	}
+	return nil
 }
 
 // fetchError is one of the source, not of what it holds.
@@ -284,10 +316,17 @@ func (e *fetchError) Unwrap() error { return e.err }
 // that failed.
 func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, error) {
 	stop := r.timed(&r.phases.Fetch)
-	rev, tree, err := r.fetch(ctx)
+	rev, tree, mark, err := r.fetch(ctx)
 	stop()
 	if err != nil {
 		return nil, &fetchError{err}
+	}
+	if err := r.advance(rev.Ref, mark); err != nil {
+		return nil, err
+	}
+	out.Signer, r.trusted = mark.Signer, ""
+	if mark.Signer != "" {
+		r.trusted = mark.Commit
 	}
 	stop = r.timed(&r.phases.Digest)
 	hc, err := r.hostConfig(tree)
@@ -427,12 +466,14 @@ func (r *Reconciler) resume(ctx context.Context, out *Outcome) error {
 // generation back.
 func (r *Reconciler) withoutSource(ctx context.Context, fetch error, out *Outcome) error {
 	st := r.Update.State
+	var stale *StaleError
+	late := errors.As(fetch, &stale) || errors.Is(fetch, source.ErrUnavailable)
 	switch {
-	case !errors.Is(fetch, source.ErrUnavailable) && !errors.Is(fetch, source.ErrUntrusted) && !errors.Is(fetch, source.ErrNotFastForward):
+	case !late && !errors.Is(fetch, source.ErrUntrusted) && !errors.Is(fetch, source.ErrNotFastForward):
 		return nil
 	case st.Change == nil:
 		return r.bringBack(ctx, out)
-	case st.Held == nil && errors.Is(fetch, source.ErrUnavailable):
+	case st.Held == nil && late:
 		return r.again(ctx, out)
 	}
 	return nil
@@ -465,21 +506,33 @@ func (r *Reconciler) standingCandidate(ctx context.Context, out *Outcome) (*Prop
 	return r.proposeApplied(ctx, reasons, due)
 }
 
-// fetch brings the tip. A mirror that turns out to be damaged is thrown away
-// once: it is only a cache.
-func (r *Reconciler) fetch(ctx context.Context) (source.Revision, source.Tree, error) {
-	for again := true; ; again = false {
+// fetch brings the tip, and decides whether it may be used before its tree is
+// read. A mirror that turns out to be damaged, or too shallow to tell, is thrown
+// away once: it is only a cache.
+func (r *Reconciler) fetch(ctx context.Context) (source.Revision, source.Tree, state.Mark, error) {
+	damaged, shallow := false, false
+	for {
 		rev, err := r.Source.Fetch(ctx)
 		if err != nil {
-			return source.Revision{}, nil, err
+			return source.Revision{}, nil, state.Mark{}, err
 		}
-		tree, err := r.Source.Tree(ctx, rev.Commit)
-		if err == nil || !again || !errors.Is(err, source.ErrDamaged) {
-			return rev, tree, err
+		var tree source.Tree
+		mark, err := r.judge(ctx, rev)
+		if err == nil {
+			tree, err = r.Source.Tree(ctx, rev.Commit)
 		}
-		r.Log.Warnf("the mirror is damaged and is cloned again: %v", err)
-		if err := r.Source.Discard(); err != nil {
-			return source.Revision{}, nil, err
+		switch {
+		case errors.Is(err, source.ErrDamaged) && !damaged:
+			damaged = true
+			r.Log.Warnf("the mirror is damaged and is cloned again: %v", err)
+			if err := r.Source.Discard(); err != nil {
+				return source.Revision{}, nil, state.Mark{}, err
+			}
+		case errors.Is(err, source.ErrShallow) && !shallow:
+			shallow = true
+			r.Source.Deepen()
+		default:
+			return rev, tree, mark, err
 		}
 	}
 }
@@ -554,7 +607,7 @@ func (r *Reconciler) manifest() (*state.Manifest, error) {
 
 // Propose makes the plan for the remote's tip and changes nothing on the host.
 func (r *Reconciler) Propose(ctx context.Context) (*Proposal, error) {
-	rev, tree, err := r.fetch(ctx)
+	rev, tree, _, err := r.fetch(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -820,6 +873,10 @@ type Last struct {
 	Digest   string    `json:"digest,omitempty"`
 	Drift    []string  `json:"drift,omitempty"`
 	Error    string    `json:"error,omitempty"`
+	// Refused is the tip that is not used, and Stale the older commit that the
+	// remote is at.
+	Refused *Refused `json:"refused,omitempty"`
+	Stale   string   `json:"stale,omitempty"`
 	// Waiting is what a later run will do, and what that waits for.
 	Waiting string `json:"waiting,omitempty"`
 }
@@ -829,7 +886,11 @@ func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
 		Time: started, Duration: out.Duration.Round(time.Millisecond).String(),
 		Result: out.Result, Host: out.Host, Commit: out.Commit, Digest: out.Digest, Drift: out.Drift,
 	}
-	last.Waiting = out.Waiting
+	last.Waiting, last.Stale = out.Waiting, out.Stale
+	var refused *RefusedError
+	if errors.As(failed, &refused) {
+		last.Refused = &refused.Refused
+	}
 	switch failed := errors.Join(failed, out.Aside); {
 	case failed == nil:
 	case Waits(failed):

@@ -51,6 +51,9 @@ type Status struct {
 	Next      string             `json:"next"`
 	Source    string             `json:"source,omitempty"`
 	Subject   *source.CommitInfo `json:"commit,omitempty"`
+	// Verified is the newest verified commit of the branch that is followed: the
+	// next one has to descend from it.
+	Verified *state.Mark `json:"verified,omitempty"`
 }
 
 // Health decides the exit status.
@@ -84,6 +87,13 @@ func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status
 	s := &Status{
 		Schema: StatusSchema, Engine: "native", Applied: st.Applied, Change: st.Change, Held: st.Held, Last: last,
 		HeldOSWork: st.HeldOSWork, Reboot: st.Reboot, Lock: st.Lock,
+	}
+	ref := st.Ref
+	if ref == "" && st.Applied != nil {
+		ref = st.Applied.Ref
+	}
+	if mark := st.Mark(ref); mark.Commit != "" {
+		s.Verified = &mark
 	}
 	for _, w := range windows {
 		s.Windows = append(s.Windows, w.String())
@@ -158,6 +168,8 @@ func (s *Status) judge() {
 		s.Health, s.Next = Pending, "a change is under way or was cut off: the next run finishes it (`reconf-pull run`)"
 	case s.HeldOSWork != nil:
 		s.Health, s.Next = Failing, "OS work is held: mend the host and say reconf-pull retry, or boot another OS deployment"
+	case s.Last != nil && s.Last.Refused != nil:
+		s.Health, s.Next = Failing, s.Last.Refused.Hint
 	case s.Last != nil && s.Last.Error != "":
 		s.Health, s.Next = Failing, "see the error above; every run tries again"
 	case s.Suspended != nil:
@@ -205,10 +217,23 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 	if s.Source != "" {
 		row("source", "%s", s.Source)
 	}
+	if s.Verified != nil {
+		by := ""
+		if s.Verified.Signer != "" {
+			by = ", signed by " + s.Verified.Signer
+		}
+		row("verified", "%s%s, %s", short(s.Verified.Commit), by, ago(now, s.Verified.Time))
+	}
 	if s.Last != nil {
 		row("checked", "%s, took %s", ago(now, s.Last.Time), s.Last.Duration)
 		if s.Last.Commit != "" {
 			row("seen", "%s", short(s.Last.Commit))
+		}
+		if s.Last.Refused != nil {
+			row("refused", "%s (%s)", short(s.Last.Refused.Commit), branch(s.Last.Refused.Ref))
+		}
+		if s.Last.Stale != "" {
+			row("stale", "the remote is at %s, which is older than the newest verified commit", short(s.Last.Stale))
 		}
 		if s.Last.Error != "" {
 			row("error", "%s", strings.ReplaceAll(s.Last.Error, "\n", "\n          "))

@@ -32,8 +32,11 @@ type State struct {
 	Schema int `json:"schema"`
 	// Ref is the branch that the first fetch found, so that a changed HEAD of
 	// the remote does not move a host to another branch.
-	Ref     string   `json:"ref,omitempty"`
-	Applied *Applied `json:"applied,omitempty"`
+	Ref string `json:"ref,omitempty"`
+	// Marks are the newest verified commits, by ref, as of the last save: the file
+	// verified.json is newer, and Load prefers it.
+	Marks   map[string]Mark `json:"marks,omitempty"`
+	Applied *Applied        `json:"applied,omitempty"`
 	// Change is pinned and not yet recorded.
 	Change *Change `json:"change,omitempty"`
 	// Open are changes that began, were neither recorded nor rolled back, and
@@ -243,6 +246,9 @@ func (d Dirs) Generation(n int) string {
 // Failed is the directory of a change that was rolled back.
 func (d Dirs) Failed(id string) string { return filepath.Join(d.State, "failed", id) }
 
+// Lost is the directory of what was left where the state file was lost.
+func (d Dirs) Lost() string { return filepath.Join(d.State, "lost") }
+
 // Resume is there while a change is under way: reconf-pull-resume.service looks
 // for it at boot.
 func (d Dirs) Resume() string { return filepath.Join(d.State, "resume") }
@@ -290,7 +296,8 @@ func (d Dirs) Create() error {
 func Load(dirs Dirs) (*State, error) {
 	data, err := os.ReadFile(dirs.File())
 	if errors.Is(err, os.ErrNotExist) {
-		return &State{Schema: Schema}, nil
+		st := &State{Schema: Schema}
+		return st, loadMarks(dirs, st)
 	}
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("reading the state: %w", err)
@@ -307,6 +314,9 @@ func Load(dirs Dirs) (*State, error) {
 	}
 	if st.Schema < 1 {
 		return nil, fmt.Errorf("%w: %s has no schema number", ErrUnreadable, dirs.File())
+	}
+	if err := loadMarks(dirs, &st); err != nil {
+		return nil, err
 	}
 	return &st, nil
 }

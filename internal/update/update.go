@@ -643,7 +643,7 @@ func (u *Update) Adopt(ctx context.Context) error {
 	if err := ctx.Err(); err != nil || len(lost) == 0 {
 		return err
 	}
-	into := filepath.Join(u.Dirs.State, "lost", u.Host.Now().UTC().Format("20060102T150405Z"))
+	into := filepath.Join(u.Dirs.Lost(), u.Host.Now().UTC().Format("20060102T150405Z"))
 	if err := os.MkdirAll(into, 0o700); err != nil {
 		return err
 	}

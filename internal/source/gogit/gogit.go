@@ -39,7 +39,7 @@ type Options struct {
 	// tip, which descent has to be proven from.
 	FullHistory bool
 	Marks       map[string]string // ref -> commit
-	Timeout     time.Duration // of one whole Fetch
+	Timeout     time.Duration     // of one whole Fetch
 
 	KnownHosts   []string // files, missing ones are passed over; ssh only
 	SSHKey       string   // file; empty: the agent
