@@ -123,14 +123,16 @@ func (r *Reconciler) verify(ctx context.Context, rev source.Revision, commit str
 	if err == nil {
 		return signer.String(), nil
 	}
-	reason := err.Error()
+	reason, hint := err.Error(), "the host keeps what it has. Push a commit that somebody trusted signed (git commit -S)"
 	if errors.Is(err, signature.ErrUnsigned) {
 		reason += "; the keys that may sign are those of " + strings.Join(r.Trust.Files, " and ")
+	} else {
+		hint += ", or let " + strings.Join(r.Trust.Files, " or ") + " name who signed this one"
 	}
 	return "", &RefusedError{Kind: source.ErrUntrusted, Refused: Refused{
 		Commit: rev.Commit, Ref: rev.Ref,
 		Reason: fmt.Sprintf("commit %.12s of %s is not trusted: %s", commit, branchOf(rev.Ref), reason),
-		Hint:   "the host keeps what it has. Push a commit that one of them signed (git commit -S), or let " + strings.Join(r.Trust.Files, " or ") + " name who signed this one",
+		Hint:   hint,
 	}}
 }
 
