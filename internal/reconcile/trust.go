@@ -74,8 +74,16 @@ func (r *Reconciler) judge(ctx context.Context, rev source.Revision) (state.Mark
 		}
 		return next, distrusted
 	}
-	relation, err := source.Behind, error(nil)
-	if !slices.Contains(mark.Before, rev.Commit) {
+	var (
+		relation source.Relation
+		err      error
+	)
+	switch {
+	case mark.Commit == rev.Commit:
+		relation = source.Same
+	case slices.Contains(mark.Before, rev.Commit):
+		relation = source.Behind
+	default:
 		relation, err = r.Source.Relation(ctx, mark.Commit, rev.Commit)
 	}
 	switch {

@@ -454,7 +454,8 @@ func FuzzCommit(f *testing.F) {
 
 func FuzzAllowedSigners(f *testing.F) {
 	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ3HQq3jXFwQ4dkqyHnFJ5EA5n3dPJC0dmX1hRRIzC8l"
-	for _, seed := range []string{key, "a " + key, `a,*b namespaces="git",valid-before="20240101Z" ` + key + " comment\r\n# x\n", `"a b" cert-authority,valid-after="202401011200" ` + key, "a \"", "a b=\"\\\"\","} {
+	for _, seed := range []string{key, "a " + key, `a,*b namespaces="git",valid-before="20240101Z" ` + key + " comment\r\n# x\n", `"a b" cert-authority,valid-after="202401011200" ` + key, "a \"", "a b=\"\\\"\",",
+		"SSHKRL\n\x00\x00\x00\x00\x01" + strings.Repeat("\x00", 32) + "\x01\x00\x00\x00\x15\x00\x00\x00\x00\x00\x00\x00\x00\x20\x00\x00\x00\x08\x00\x00\x00\x00\x00\x00\x00\x07"} {
 		f.Add([]byte(seed))
 	}
 	commit := []byte("tree 4b825dc642cb6eb9a060e54bf8d69288fbee4904\nauthor A <a> 1 +0000\ncommitter C <c> 1 +0000\n\nmessage\n")
