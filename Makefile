@@ -6,7 +6,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 TMPFILES ?= $(PREFIX)/lib/tmpfiles.d
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak check bench install clean
+.PHONY: help build demo test soak check parity bench install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,9 @@ soak: ## CRASHES=500 power cuts and as many kills at random instants, again with
 
 check: ## formatting, vet, lint, module files
 	.ci/check
+
+parity: ## both engines on every case, with the salt-call on the PATH (RECORD=1: write down what it does)
+	$(GO) test ./internal/reconcile -run TestParity -timeout 90m -live $(if $(RECORD),-record)
 
 bench: build ## each figure beside its peer, from one run
 	bench/run bin/reconf-pull
