@@ -108,14 +108,20 @@ func TestDamagedMirror(t *testing.T) {
 	}
 }
 
-// Every byte of the pack may be wrong: a tree that is read says so, or reads
-// the right bytes.
+// Every byte of the pack and of its index may be wrong: a tree that is read says
+// so, or reads the right bytes.
 func TestFlippedPack(t *testing.T) {
+	for _, kind := range []string{"pack", "idx"} {
+		t.Run(kind, func(t *testing.T) { flippedBytes(t, "objects/pack/*."+kind) })
+	}
+}
+
+func flippedBytes(t *testing.T, pattern string) {
 	repo := fleet(t)
 	tip := git(t, repo, "rev-parse", "HEAD")
 	s := newSource(t, gogit.Options{URL: repo})
 	s.mustFetch(t, tip)
-	pack := glob(t, s.dir, "objects/pack/*.pack")
+	pack := glob(t, s.dir, pattern)
 	whole, err := os.ReadFile(pack)
 	if err != nil {
 		t.Fatal(err)

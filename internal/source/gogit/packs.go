@@ -1,18 +1,15 @@
 package gogit
 
 import (
-	"bufio"
 	"encoding/hex"
 	"errors"
 	"io"
-	"io/fs"
 	"path/filepath"
 	"strings"
 
 	"github.com/go-git/go-billy/v5"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/pjbgf/sha1cd"
 )
@@ -22,7 +19,12 @@ import (
 // that looks for a loose file of every object first, reads every index four
 // bytes at a time, and sorts all offsets of a pack by object to find an object
 // whose offset it has just found.
-type packs []*packfile.Packfile
+type packs []pack
+
+type pack struct {
+	*packfile.Packfile
+	index *packIndex
+}
 
 // openPacks opens every pack below dir, the root of a mirror.
 func openPacks(dir billy.Filesystem) (_ packs, err error) {
@@ -44,51 +46,21 @@ func openPacks(dir billy.Filesystem) (_ packs, err error) {
 			continue
 		}
 		sum := strings.TrimPrefix(name, "pack-")
-		index, err := readIndex(dir, filepath.Join(folder, name+".idx"), sum)
+		index, err := openIndex(dir, filepath.Join(folder, name+".idx"), sum)
 		if err != nil {
 			return nil, damaged(name+".idx", err)
 		}
 		f, err := dir.Open(filepath.Join(folder, e.Name()))
 		if err != nil {
+			index.close()
 			return nil, damaged(e.Name(), err)
 		}
-		p = append(p, packfile.NewPackfileWithCache(index, dir, f, objects, largeObject))
+		p = append(p, pack{packfile.NewPackfileWithCache(index, dir, f, objects, largeObject), index})
 		if err := checkPack(f, sum); err != nil {
 			return nil, damaged(e.Name(), err)
 		}
 	}
 	return p, nil
-}
-
-func readIndex(dir billy.Filesystem, path, sum string) (*idxfile.MemoryIndex, error) {
-	f, err := dir.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	index := idxfile.NewMemoryIndex()
-	if err := idxfile.NewDecoder(buffered{bufio.NewReader(f), f}).Decode(index); err != nil {
-		return nil, err
-	}
-	if hex.EncodeToString(index.PackfileChecksum[:]) != sum {
-		return nil, errors.New("it belongs to another pack")
-	}
-	return index, nil
-}
-
-// buffered is an index file that still tells its size, which go-git holds
-// against what the file says of itself.
-type buffered struct {
-	io.Reader
-	file billy.File
-}
-
-func (b buffered) Stat() (fs.FileInfo, error) {
-	f, ok := b.file.(interface{ Stat() (fs.FileInfo, error) })
-	if !ok {
-		return nil, errors.New("internal error: the mirror is not on a disk")
-	}
-	return f.Stat()
 }
 
 // checkPack compares the end of a pack with the checksum that is its name:
@@ -108,25 +80,25 @@ func checkPack(f billy.File, sum string) error {
 }
 
 // find returns the pack that holds an object, and where in it.
-func (p packs) find(id plumbing.Hash) (*packfile.Packfile, int64, error) {
-	for _, pack := range p {
-		offset, err := pack.FindOffset(id)
+func (p packs) find(id plumbing.Hash) (pack, int64, error) {
+	for _, in := range p {
+		offset, err := in.FindOffset(id)
 		if err == nil {
-			return pack, offset, nil
+			return in, offset, nil
 		}
 		if !errors.Is(err, plumbing.ErrObjectNotFound) {
-			return nil, 0, err
+			return pack{}, 0, err
 		}
 	}
-	return nil, 0, plumbing.ErrObjectNotFound
+	return pack{}, 0, plumbing.ErrObjectNotFound
 }
 
 func (p packs) object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.EncodedObject, error) {
-	pack, _, err := p.find(id)
+	in, _, err := p.find(id)
 	if err != nil {
 		return nil, err
 	}
-	obj, err := pack.Get(id)
+	obj, err := in.Get(id)
 	if err == nil && obj.Type() != t {
 		return nil, plumbing.ErrObjectNotFound
 	}
@@ -135,15 +107,16 @@ func (p packs) object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.Encoded
 
 // size is what the header of an object says.
 func (p packs) size(id plumbing.Hash) (int64, error) {
-	pack, offset, err := p.find(id)
+	in, offset, err := p.find(id)
 	if err != nil {
 		return 0, err
 	}
-	return pack.GetSizeByOffset(offset)
+	return in.GetSizeByOffset(offset)
 }
 
 func (p packs) close() {
-	for _, pack := range p {
-		_ = pack.Close()
+	for _, open := range p {
+		_ = open.Close()
+		open.index.close()
 	}
 }
