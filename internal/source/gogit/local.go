@@ -129,6 +129,10 @@ func (e *everywhere) object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.E
 	return e.all.EncodedObject(t, id)
 }
 
+func (e *everywhere) direct(t plumbing.ObjectType, id plumbing.Hash) (io.ReadCloser, int64, bool, error) {
+	return e.packs.direct(t, id)
+}
+
 func (e *everywhere) size(id plumbing.Hash) (int64, error) {
 	if size, err := e.packs.size(id); err == nil {
 		return size, nil

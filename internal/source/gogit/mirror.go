@@ -1,6 +1,7 @@
 package gogit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,7 @@ type mirror struct {
 // objects are where an object is read from.
 type objects interface {
 	object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.EncodedObject, error)
+	direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool, err error)
 	size(id plumbing.Hash) (int64, error)
 	close()
 }
@@ -178,13 +180,33 @@ func (m *mirror) stream(obj plumbing.EncodedObject, id plumbing.Hash) (_ io.Read
 	if err != nil {
 		return nil, damaged(obj.Type().String()+" "+id.String(), err)
 	}
-	h := sha1cd.New()
-	fmt.Fprintf(h, "%s %d\x00", obj.Type(), obj.Size())
-	return &hashingReader{r: r, hash: h, id: id, kind: obj.Type()}, nil
+	return newHashingReader(r, obj.Type(), obj.Size(), id), nil
+}
+
+// direct is packs.direct; what is wrong is said by the way that is always open.
+func (m *mirror) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	from, err := m.open()
+	if err != nil {
+		return nil, 0, false
+	}
+	r, size, ok, err = from.direct(t, id)
+	return r, size, ok && err == nil
 }
 
 // read reads a commit or a tree whole.
 func (m *mirror) read(t plumbing.ObjectType, id plumbing.Hash) ([]byte, error) {
+	if r, size, ok := m.direct(t, id); ok {
+		defer r.Close()
+		var data bytes.Buffer
+		data.Grow(int(min(size, maxPrealloc)) + bytes.MinRead) // a little more: a full buffer doubles to look for the end
+		_, err := data.ReadFrom(io.LimitReader(newHashingReader(r, t, size, id), size+1))
+		if err == nil && int64(data.Len()) != size {
+			err = damaged(t.String()+" "+id.String(), errors.New("it is larger than it says"))
+		}
+		return data.Bytes(), err
+	}
 	obj, err := m.encoded(t, id)
 	if err != nil {
 		return nil, err
@@ -224,6 +246,12 @@ type hashingReader struct {
 	id   plumbing.Hash
 	kind plumbing.ObjectType
 	err  error
+}
+
+func newHashingReader(r io.ReadCloser, t plumbing.ObjectType, size int64, id plumbing.Hash) *hashingReader {
+	h := sha1cd.New()
+	fmt.Fprintf(h, "%s %d\x00", t, size)
+	return &hashingReader{r: r, hash: h, id: id, kind: t}
 }
 
 func (h *hashingReader) Read(p []byte) (n int, err error) {

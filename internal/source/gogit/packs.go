@@ -1,9 +1,12 @@
 package gogit
 
 import (
+	"bufio"
+	"compress/zlib"
 	"encoding/hex"
 	"errors"
 	"io"
+	"math"
 	"path/filepath"
 	"strings"
 
@@ -24,6 +27,7 @@ type packs []pack
 type pack struct {
 	*packfile.Packfile
 	index *packIndex
+	file  billy.File
 }
 
 // openPacks opens every pack below dir, the root of a mirror.
@@ -55,7 +59,7 @@ func openPacks(dir billy.Filesystem) (_ packs, err error) {
 			index.close()
 			return nil, damaged(e.Name(), err)
 		}
-		p = append(p, pack{packfile.NewPackfileWithCache(index, dir, f, objects, largeObject), index})
+		p = append(p, pack{packfile.NewPackfileWithCache(index, dir, f, objects, largeObject), index, f})
 		if err := checkPack(f, sum); err != nil {
 			return nil, damaged(e.Name(), err)
 		}
@@ -103,6 +107,38 @@ func (p packs) object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.Encoded
 		return nil, plumbing.ErrObjectNotFound
 	}
 	return obj, err
+}
+
+// direct opens a commit or a tree that is no delta, for which ok is false. Folders
+// may have thousands of entries: go-git passes every byte of one through its
+// scanner, and hashes it once more for its cache.
+func (p packs) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool, err error) {
+	in, offset, err := p.find(id)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	content := bufio.NewReader(io.NewSectionReader(in.file, offset, math.MaxInt64-offset))
+	b, err := content.ReadByte()
+	if err != nil {
+		return nil, 0, false, err
+	}
+	// Three bits of type; four bits of the size, then seven in each byte that follows.
+	const more = 1 << 7
+	kind := plumbing.ObjectType(b >> 4 & 7)
+	if kind != t {
+		return nil, 0, false, nil
+	}
+	size = int64(b & 15)
+	for shift := 4; b&more != 0; shift += 7 {
+		if b, err = content.ReadByte(); err != nil {
+			return nil, 0, false, err
+		}
+		if size |= int64(b&^more) << shift; size > maxMeta || shift > 32 {
+			return nil, 0, false, nil // go-git says what is wrong with it
+		}
+	}
+	r, err = zlib.NewReader(content)
+	return r, size, err == nil, err
 }
 
 // size is what the header of an object says.
