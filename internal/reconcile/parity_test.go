@@ -66,7 +66,7 @@ func TestParity(t *testing.T) {
 		}
 		names = append(names, found...)
 	}
-	cases, replayed := 0, 0
+	cases := 0
 	for _, name := range names {
 		archive, err := txtar.ParseFile(name)
 		if err != nil {
@@ -78,17 +78,13 @@ func TestParity(t *testing.T) {
 		}
 		cases++
 		p := &parity{golden: c, name: strings.TrimSuffix(filepath.Base(name), ".txtar")}
-		if _, err := os.Stat(p.file()); err != nil && !*live {
-			continue // for `make parity` only, so far
-		}
-		replayed++
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			p.test(t)
 		})
 	}
-	if cases < 60 || replayed < 30 {
-		t.Errorf("%d cases, %d of them compared: want at least 60 and 30", cases, replayed)
+	if cases < 60 {
+		t.Errorf("%d cases, want at least 60", cases)
 	}
 }
 
