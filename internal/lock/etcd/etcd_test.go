@@ -240,6 +240,7 @@ func TestNoEtcd(t *testing.T) {
 	}{
 		"an HTML page": {200, "<html>", false}, "another's JSON": {200, `{"ok": true}`, false}, "an old gateway": {404, "Not Found", false},
 		"a proxy's page": {502, "<html>", true}, "without a majority": {503, `{"error":"etcdserver: no leader","message":"etcdserver: no leader","code":14}`, true},
+		"a member that is stopped": {408, `{"error":"context canceled","message":"context canceled","code":1}`, true},
 	} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(c.status)

@@ -226,8 +226,12 @@ func sameHost(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// ServerError tells whether an answer is one of those after which Do may ask again.
-func ServerError(a *Answer) bool { return a.Status >= http.StatusInternalServerError }
+// ServerError tells whether an answer is one of those after which Do may ask again: the
+// server's failures, and its having given up on the request (etcd's gateway says so of
+// what a member that is stopped has not finished).
+func ServerError(a *Answer) bool {
+	return a.Status >= http.StatusInternalServerError || a.Status == http.StatusRequestTimeout
+}
 
 // OK tells whether the answer is a 2xx.
 func (a *Answer) OK() bool { return a.Status >= 200 && a.Status < 300 }
