@@ -27,13 +27,7 @@ func (e *Engine) MakeWay(ctx context.Context, job *engine.Job) (engine.Result, e
 }
 
 func (t *transaction) makeWay(ctx context.Context) error {
-	if err := t.readLabels(ctx); err != nil {
-		return err
-	}
-	if err := t.sysusers(ctx); err != nil {
-		return err
-	}
-	items, err := t.left()
+	items, err := t.begin(ctx)
 	if err != nil {
 		return err
 	}

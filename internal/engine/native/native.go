@@ -136,14 +136,19 @@ type transaction struct {
 	backups map[string]string
 }
 
-func (t *transaction) run(ctx context.Context) error {
+// begin makes what the files need, and returns the items that are still to be written.
+func (t *transaction) begin(ctx context.Context) ([]*plan.Item, error) {
 	if err := t.readLabels(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if err := t.sysusers(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	items, err := t.left()
+	return t.left()
+}
+
+func (t *transaction) run(ctx context.Context) error {
+	items, err := t.begin(ctx)
 	if err != nil {
 		return err
 	}
