@@ -364,17 +364,10 @@ It exits with 66 when no layer of the host says anything of it.`,
 }
 
 func (a *app) explain(ctx context.Context, subject string, given []string) error {
-	m, err := a.machine()
+	_, t, err := a.translation(ctx, given)
 	if err != nil {
 		return err
 	}
-	tree, hc, err := a.hostConfig(ctx, m, given)
-	if err != nil {
-		return err
-	}
-	opener := a.contents(m)
-	opener.Tree = tree
-	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener}
 	origins, err := t.Explain(ctx, subject)
 	if err != nil {
 		return err
@@ -384,9 +377,9 @@ func (a *app) explain(ctx context.Context, subject string, given []string) error
 		if err != nil {
 			return err
 		}
-		return &survey.NothingError{Host: hc.Name, Subject: subject, Similar: survey.Similar(subject, want)}
+		return &survey.NothingError{Host: t.Config.Name, Subject: subject, Similar: survey.Similar(subject, want)}
 	}
-	explanation := report.NewExplanation(subject, hc, origins)
+	explanation := report.NewExplanation(subject, t.Config, origins)
 	if a.json {
 		return a.printJSON(explanation)
 	}

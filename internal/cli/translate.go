@@ -157,17 +157,11 @@ func (a *app) translate(ctx context.Context, to, output string, overlaps bool, g
 	if (to == "sls") != (output != "") {
 		return &usageError{errors.New("--to sls and --output DIR, the folder that is made, go together")}
 	}
-	m, err := a.machine()
+	m, t, err := a.translation(ctx, given)
 	if err != nil {
 		return err
 	}
-	tree, hc, err := a.hostConfig(ctx, m, given)
-	if err != nil {
-		return err
-	}
-	opener := a.contents(m)
-	opener.Tree = tree
-	t := reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener, Overlaps: overlaps}
+	t.Overlaps = overlaps
 	if to == "ignition" {
 		return a.ignition(t)
 	}
@@ -180,14 +174,29 @@ func (a *app) translate(ctx context.Context, to, output string, overlaps bool, g
 	}
 	switch {
 	case to == "sls":
-		return a.writeSLS(ctx, m, hc, want, &opener, output)
+		return a.writeSLS(ctx, m, t.Config, want, t.Contents, output)
 	case a.json:
-		return a.printJSON(report.NewDesiredDocument(hc, want))
+		return a.printJSON(report.NewDesiredDocument(t.Config, want))
 	case to == "summary":
-		return report.WriteSummary(a.stdout, hc, want)
+		return report.WriteSummary(a.stdout, t.Config, want)
 	default:
 		return report.WriteDesired(a.stdout, want)
 	}
+}
+
+// translation is of the host that the command line names, or of this one.
+func (a *app) translation(ctx context.Context, given []string) (*machine, reconcile.Translation, error) {
+	m, err := a.machine()
+	if err != nil {
+		return nil, reconcile.Translation{}, err
+	}
+	tree, hc, err := a.hostConfig(ctx, m, given)
+	if err != nil {
+		return nil, reconcile.Translation{}, err
+	}
+	opener := a.contents(m)
+	opener.Tree = tree
+	return m, reconcile.Translation{Tree: tree, Config: hc, Strict: m.config.Translate.Strict, Contents: &opener}, nil
 }
 
 func (a *app) ignition(t reconcile.Translation) error {
