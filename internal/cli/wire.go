@@ -221,7 +221,7 @@ func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 		return nil, err
 	}
 	u.Units = &units.Live{
-		Connect: systemd.Connect, Host: m.host, Runner: run.Host{}, Log: m.log,
+		Connect: systemd.Connect, Host: m.host, Runner: run.Host{}, Log: m.log, Watches: m.config.Watches(),
 		JobTimeout: time.Duration(m.config.Service.JobTimeout), SettleTime: time.Duration(m.config.Service.Settle),
 	}
 	u.Hooks = func(dir string) update.Hooks { return scripts(m, dir) }

@@ -24,6 +24,9 @@ type Job struct {
 	// Manifest is what is managed once the plan is carried out; Apply fills in
 	// what only the written files tell.
 	Manifest *state.Manifest
+	// CutOff: an earlier Apply with migrations was killed. What these find done
+	// already counts as changed.
+	CutOff bool
 	Request
 }
 
@@ -43,6 +46,9 @@ func (r *Request) SameWork(other *Request) bool {
 	same := slices.EqualFunc(r.Migrations, other.Migrations, func(a, b Migration) bool {
 		return a.Path == b.Path && bytes.Equal(a.Data, b.Data)
 	})
+	if len(r.Vars)+len(other.Vars) == 0 {
+		return same
+	}
 	// As they are pinned: numbers lose their type on the way.
 	one, err1 := json.Marshal(r.Vars)
 	two, err2 := json.Marshal(other.Vars)
@@ -59,8 +65,10 @@ type Migration struct {
 type Result struct {
 	// Notes are for the reader of the record: what was kept and why.
 	Notes []string
-	// Changed are paths that were changed besides those of the plan, by migrations.
+	// Changed are paths that migrations changed. Ended tells that they are all: the
+	// migrations were carried out, or ended by themselves with an error.
 	Changed []string
+	Ended   bool
 }
 
 // Engine carries a plan out.

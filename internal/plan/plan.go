@@ -8,6 +8,7 @@ package plan
 import (
 	"context"
 	"io"
+	"slices"
 
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
@@ -30,6 +31,7 @@ const (
 	Restore  Action = "restore" // what was there before us comes back
 	Keep     Action = "keep"    // it leaves the manifest and stays on disk
 	Record   Action = "record"  // the disk has it already
+	Migrate  Action = "migrate" // no plan's: an *.sls migration changed it
 )
 
 // Item is one path of the plan.
@@ -95,6 +97,9 @@ type Plan struct {
 	// before their files go.
 	Stopped []string       `json:"stopped,omitempty"`
 	Effect  service.Effect `json:"effect"`
+	// Migrated are paths that *.sls migrations turned out to have changed besides. What
+	// they ask for is in Effect then.
+	Migrated []string `json:"migrated,omitempty"`
 	// Sysusers are the sysusers.d files of this plan that create accounts which
 	// other paths of it belong to.
 	Sysusers []string `json:"sysusers,omitempty"`
@@ -133,6 +138,12 @@ func (p *Plan) Changed() []string {
 		}
 	}
 	return paths
+}
+
+// Beside are the paths that only migrations changed.
+func (p *Plan) Beside() []string {
+	of := p.Changed()
+	return slices.DeleteFunc(slices.Clone(p.Migrated), func(path string) bool { return slices.Contains(of, path) })
 }
 
 // Settings are the operator's choices, from config.toml.

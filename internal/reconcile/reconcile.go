@@ -814,7 +814,7 @@ func (r *Reconciler) change(prop *Proposal) (change *state.Change, short bool) {
 		change.Previous = st.Applied.Commit
 	}
 	// Below a root that is not running no script runs, whether it is new or not.
-	configures := !prop.Plan.Empty() || r.open() || (prop.SLS || len(prop.Runs) > 0) && r.Host.Live()
+	configures := !prop.Plan.Empty() || r.open() || st.Migrated != nil && r.Host.Live() || (prop.SLS || len(prop.Runs) > 0) && r.Host.Live()
 	change.OnlyOS = !configures
 	return change, !configures && !change.OSWork && change.Reboot == nil
 }

@@ -189,6 +189,41 @@ func Of(changed []string, watches []Watch, onChange func(unit string) string, ho
 	return effect, errors.Join(errs...)
 }
 
+// Add makes the effect one of more paths: more is what they ask for by themselves.
+// It may be added again.
+func (e *Effect) Add(more Effect) {
+	e.Reload = e.Reload || more.Reload
+	for _, command := range more.Commands {
+		same := func(c Command) bool {
+			return slices.Equal(c.Argv, command.Argv) && (len(c.Files) > 0) == (len(command.Files) > 0)
+		}
+		if i := slices.IndexFunc(e.Commands, same); i >= 0 {
+			command.Files, command.Reasons = union(e.Commands[i].Files, command.Files), union(e.Commands[i].Reasons, command.Reasons)
+			e.Commands[i] = command
+			continue
+		}
+		e.Commands = append(e.Commands, command)
+	}
+	e.Early, e.Touches, e.Late = together(e.Early, more.Early), together(e.Touches, more.Touches), together(e.Late, more.Late)
+}
+
+// together keeps what was decided about a unit first.
+func together(touches, more []Touch) []Touch {
+	for _, touch := range more {
+		if i := slices.IndexFunc(touches, func(t Touch) bool { return t.Unit == touch.Unit }); i >= 0 {
+			touches[i].Reasons = union(touches[i].Reasons, touch.Reasons)
+			continue
+		}
+		touches = append(touches, touch)
+	}
+	slices.SortFunc(touches, func(a, b Touch) int { return strings.Compare(a.Unit, b.Unit) })
+	return touches
+}
+
+func union(a, b []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(slices.Concat(a, b))))
+}
+
 func sorted(byUnit map[string]*Touch) []Touch {
 	var all []Touch
 	for _, unit := range slices.Sorted(maps.Keys(byUnit)) {

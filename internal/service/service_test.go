@@ -410,3 +410,25 @@ func FuzzOf(f *testing.F) {
 		}
 	})
 }
+
+// What more paths ask for is done once, and as the first of them was decided.
+func TestAdd(t *testing.T) {
+	host := fakeHost{units: []string{"web.service", "db.service"}}
+	of := func(paths ...string) service.Effect {
+		effect, err := service.Of(paths, []service.Watch{{Path: "/etc/db/*", Unit: "db.service"}, {Path: "/etc/web/*", Run: []string{"check", "web"}}}, silent, host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return effect
+	}
+	first := []string{"/etc/systemd/system/web.service", "/etc/web/a", "/etc/sysctl.d/a.conf", "/etc/systemd/system/reconf-pull.timer"}
+	second := []string{"/etc/db/a", "/etc/web/b", "/etc/sysctl.d/b.conf", "/etc/systemd/system/web.service.d/x.conf", "/etc/tmpfiles.d/c.conf"}
+	got := of(first...)
+	for range 2 {
+		got.Add(of(second...))
+	}
+	order := cmpopts.SortSlices(func(a, b service.Command) bool { return strings.Join(a.Argv, " ") < strings.Join(b.Argv, " ") })
+	if diff := cmp.Diff(of(append(first, second...)...), got, order); diff != "" {
+		t.Errorf("(-together +added):\n%s", diff)
+	}
+}

@@ -55,6 +55,18 @@ type State struct {
 	Reboots []Asked `json:"reboots,omitempty"`
 	// Lock is what is believed about the fleet lock; nil: it is not held.
 	Lock *FleetLock `json:"fleet_lock,omitempty"`
+	// Migrated is what *.sls migrations changed and no unit has seen yet.
+	Migrated *Migrated `json:"migrated,omitempty"`
+}
+
+// Migrated is what *.sls migrations did to the host. The step configure writes it,
+// post-configure shows it to the units, and the record of a change clears it: one that
+// failed leaves it to the next, since nothing undoes migrations.
+type Migrated struct {
+	Paths []string `json:"paths,omitempty"`
+	// CutOff: Salt was called, and nothing is known of its end. What the next call
+	// finds done may be the work of that one.
+	CutOff bool `json:"cut_off,omitempty"`
 }
 
 // Reboot is why the machine has to be booted anew, and the boot in which that

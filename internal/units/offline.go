@@ -14,6 +14,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
@@ -22,6 +23,11 @@ import (
 type Offline struct {
 	Host *host.Host
 	Log  logrus.FieldLogger
+}
+
+// Touched is nothing: no migration runs there.
+func (o *Offline) Touched(context.Context, []string, []service.Watch) (service.Effect, error) {
+	return service.Effect{}, nil
 }
 
 // Before disables, by their old files, the units that go or whose [Install]

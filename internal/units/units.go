@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,6 +34,7 @@ type Live struct {
 	Host       *host.Host
 	Runner     run.Runner
 	Log        logrus.FieldLogger
+	Watches    []service.Watch // of the host's configuration
 	JobTimeout time.Duration
 	SettleTime time.Duration
 }
@@ -41,6 +43,18 @@ type Live struct {
 type saved struct {
 	BootID string                       `json:"boot_id"`
 	Units  map[string]systemd.UnitState `json:"units"`
+}
+
+// Touched asks the service manager, as the plan did about its own paths.
+func (l *Live) Touched(ctx context.Context, paths []string, watches []service.Watch) (service.Effect, error) {
+	m, err := l.Connect(ctx)
+	if err != nil {
+		return service.Effect{}, err
+	}
+	defer m.Close()
+	view := m.View(ctx)
+	effect, err := service.Of(paths, slices.Concat(l.Watches, watches), view.OnChange, view)
+	return effect, errors.Join(err, view.Err())
 }
 
 // Before saves the state of all touched units once, then disables and stops
@@ -60,7 +74,11 @@ func (l *Live) Before(ctx context.Context, dir string, p *plan.Plan) error {
 	case errors.Is(err, os.ErrNotExist):
 		before, err = l.save(ctx, m, dir, p)
 		running = before.Units
-	case err == nil && before.BootID != l.Host.BootID():
+	case err == nil && before.BootID == l.Host.BootID():
+		if err = l.saveMore(ctx, m, dir, &before, p); err == nil {
+			running = before.Units
+		}
+	case err == nil:
 		// This boot began with some of the old files, and its units are not what ran then.
 		if running, err = m.States(ctx, names(p)); err == nil {
 			err = writeSaved(bootFile(dir), saved{BootID: l.Host.BootID()})
@@ -94,6 +112,23 @@ func (l *Live) save(ctx context.Context, m *systemd.Manager, dir string, p *plan
 	}
 	s := saved{BootID: l.Host.BootID(), Units: states}
 	return s, writeSaved(savedFile(dir), s)
+}
+
+// saveMore saves what units do that turned out to be touched when others were saved.
+func (l *Live) saveMore(ctx context.Context, m *systemd.Manager, dir string, s *saved, p *plan.Plan) error {
+	more := slices.DeleteFunc(names(p), func(unit string) bool { _, known := s.Units[unit]; return known })
+	if len(more) == 0 {
+		return nil
+	}
+	states, err := m.States(ctx, more)
+	if err != nil {
+		return fmt.Errorf("asking for the state of units: %w", err)
+	}
+	if s.Units == nil {
+		s.Units = states
+	}
+	maps.Copy(s.Units, states)
+	return writeSaved(savedFile(dir), *s)
 }
 
 // disabledFirst are the units that are disabled by their old file.

@@ -37,7 +37,7 @@ func writeLists(dir string, p *plan.Plan) error {
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
 		changed = append(changed, touch.Unit)
 	}
-	paths := strings.Join(p.Changed(), "\n")
+	paths := strings.Join(append(p.Changed(), p.Beside()...), "\n")
 	if paths != "" {
 		paths += "\n"
 	}

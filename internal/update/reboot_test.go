@@ -132,6 +132,9 @@ func (n native) Clean(context.Context, *engine.Job) error { return nil }
 // idleUnits is a service manager that no plan touches.
 type idleUnits struct{}
 
+func (idleUnits) Touched(context.Context, []string, []service.Watch) (service.Effect, error) {
+	return service.Effect{}, nil
+}
 func (idleUnits) Before(context.Context, string, *plan.Plan) error     { return nil }
 func (idleUnits) After(context.Context, string, *plan.Plan) error      { return nil }
 func (idleUnits) BeforeBack(context.Context, string, *plan.Plan) error { return nil }

@@ -40,7 +40,7 @@ func (s *configure) Run(ctx context.Context) error {
 	if err := s.u.Units.Before(ctx, s.job.Dir, s.job.Plan); err != nil {
 		return err
 	}
-	result, err := s.u.Engine.Apply(ctx, s.job)
+	result, err := s.u.apply(ctx, s.job)
 	for _, note := range result.Notes {
 		s.u.Log.Warn(note)
 	}
@@ -65,13 +65,16 @@ type postConfigure struct {
 func (s *postConfigure) Name() string { return "post-configure" }
 
 func (s *postConfigure) Idle() string {
-	if s.job.Plan.TouchesUnits() || len(s.job.Plan.Effect.Commands) > 0 || s.u.has(hooks.PostConfigure, s.job) {
+	if s.job.Plan.TouchesUnits() || len(s.job.Plan.Effect.Commands) > 0 || s.u.State.Migrated != nil || s.u.has(hooks.PostConfigure, s.job) {
 		return ""
 	}
 	return "no unit is touched"
 }
 
 func (s *postConfigure) Run(ctx context.Context) error {
+	if err := s.u.showMigrated(ctx, s.job); err != nil {
+		return fmt.Errorf("looking whose files the migrations changed: %w", err)
+	}
 	if err := s.u.Units.After(ctx, s.job.Dir, s.job.Plan); err != nil {
 		return err
 	}
@@ -106,7 +109,7 @@ func (s *record) Run(ctx context.Context) error {
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
 		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
 	}
-	u.State.Change, u.State.Open = nil, nil
+	u.State.Change, u.State.Open, u.State.Migrated = nil, nil, nil
 	if held := u.State.Held; held != nil && held.Digest == s.change.Digest {
 		u.State.Held = nil
 	}
@@ -199,6 +202,9 @@ func (u *Update) generation(c *state.Change, p *plan.Plan, number int) *Generati
 	}
 	for i := range p.Items {
 		g.Changes = append(g.Changes, PathChange{Path: p.Items[i].Path, Action: p.Items[i].Action, Note: p.Items[i].Note})
+	}
+	for _, path := range p.Beside() {
+		g.Changes = append(g.Changes, PathChange{Path: path, Action: plan.Migrate})
 	}
 	for _, touch := range slices.Concat(p.Effect.Early, p.Effect.Touches, p.Effect.Late) {
 		if touch.Action != service.Keep && !slices.Contains(p.Stopped, touch.Unit) {

@@ -39,8 +39,12 @@ import (
 // Units carries out what a plan asks of the service manager. Below another
 // root there is none, and only enablement is carried out.
 type Units interface {
-	// Before runs before the files are written: it remembers what the touched
-	// units do, and disables and stops those that go.
+	// Touched tells what paths ask for that migrations changed, by the watches of the
+	// fleet repo and those of the host.
+	Touched(ctx context.Context, paths []string, watches []service.Watch) (service.Effect, error)
+	// Before runs before the files are written, and again when more units turn out to
+	// be touched: it remembers what the touched units do, and disables and stops those
+	// that go.
 	Before(ctx context.Context, dir string, p *plan.Plan) error
 	// After runs when the files are written.
 	After(ctx context.Context, dir string, p *plan.Plan) error

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -73,6 +74,7 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (result engine.Resu
 		return result, err
 	}
 	states, err := e.call(ctx, t, realRun)
+	result.Changed, result.Ended = migrated(states, job.CutOff), states != nil
 	if err != nil {
 		return result, err
 	}
@@ -81,7 +83,6 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (result engine.Resu
 	if err != nil {
 		return result, err
 	}
-	result.Changed = t.changed(states)
 	if len(differing) == 0 {
 		return result, nil
 	}
@@ -318,17 +319,26 @@ func (t *tree) expected(dry bool) []string {
 	return ids
 }
 
-// changed are the paths that states changed, of the plan and of migrations.
-func (t *tree) changed(states []state) []string {
+// migrated are the paths of files that migrations changed, those of the plan too:
+// what is said of the plan's own states says nothing new. After a run that was cut
+// off, what a state finds done may have been done by that.
+func migrated(states []state, cutOff bool) []string {
 	var paths []string
 	for _, s := range states {
-		switch {
-		case !s.Changed || !strings.HasPrefix(s.Function, "file."):
-		case s.SLS == mainSLS:
-			paths = append(paths, s.ID)
-		case strings.HasPrefix(s.Name, "/"):
-			paths = append(paths, filepath.Clean(s.Name))
+		module, _, _ := strings.Cut(s.Function, ".")
+		if s.SLS == mainSLS || module != "file" && module != "ini" || !s.Changed && (!cutOff || s.Failed) {
+			continue
+		}
+		of := s.Below
+		if len(of) == 0 {
+			of = []string{s.Name}
+		}
+		for _, name := range of {
+			if strings.HasPrefix(name, "/") {
+				paths = append(paths, filepath.Clean(name))
+			}
 		}
 	}
-	return paths
+	slices.Sort(paths)
+	return slices.Compact(paths)
 }

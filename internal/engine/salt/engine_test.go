@@ -169,7 +169,10 @@ func TestAnswersThatAreNone(t *testing.T) {
 func TestApplyFails(t *testing.T) {
 	b := newBench(t, "/srv/rec/m/a")
 	b.caller.answers = recorded(t, "failing-migration")[2:]
-	_, err := b.Apply(t.Context(), b.job)
+	result, err := b.Apply(t.Context(), b.job)
+	if !result.Ended {
+		t.Error("nothing is known of what the migrations did")
+	}
 	var failed *salt.RunError
 	if !errors.As(err, &failed) || !strings.Contains(err.Error(), "hosts/rec/10-clean.sls: state stop it (cmd.run)") || errors.Is(err, engine.ErrUntouched) {
 		t.Errorf("got %v", err)
@@ -178,8 +181,8 @@ func TestApplyFails(t *testing.T) {
 
 	b = newBench(t, "/etc/l")
 	b.caller.fails = context.DeadlineExceeded
-	if _, err := b.Apply(t.Context(), b.job); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, engine.ErrUntouched) {
-		t.Errorf("a time limit: %v", err)
+	if result, err := b.Apply(t.Context(), b.job); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, engine.ErrUntouched) || result.Ended {
+		t.Errorf("a time limit: %v, %v", result, err)
 	}
 	b.clean(t)
 

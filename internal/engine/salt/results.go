@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -21,6 +22,7 @@ type state struct {
 	Failed                  bool
 	Pending                 bool // a dry run would change something, or the state gave no result
 	Changed                 bool
+	Below                   []string // paths that the changes are of, where they are not Name's alone
 	Comment                 string
 	number                  int
 }
@@ -124,6 +126,15 @@ func parseState(name string, data json.RawMessage) (state, error) {
 	case "", "null", "{}", "[]", `""`:
 	default:
 		s.Changed = true
+	}
+	// file.recurse and its like tell the paths below.
+	var of map[string]json.RawMessage
+	if json.Unmarshal(r.Changes, &of) == nil {
+		for _, key := range slices.Sorted(maps.Keys(of)) {
+			if strings.HasPrefix(key, "/") {
+				s.Below = append(s.Below, key)
+			}
+		}
 	}
 	return s, nil
 }

@@ -95,20 +95,27 @@ func TestNoStateAtAll(t *testing.T) {
 	}
 }
 
-func TestChangesOfTheConvergeRuns(t *testing.T) {
-	changed := func(run string) []string {
-		states, err := parse(recorded(t, "converge", run))
+// Of what was changed only the files of migrations are told: those of the plan are
+// known, and a command is no path.
+func TestMigrated(t *testing.T) {
+	all := []string{"/srv/rec/app.conf", "/srv/rec/app.d/a", "/srv/rec/app.d/sub", "/srv/rec/app.d/sub/b", "/srv/rec/app.ini", "/srv/rec/app.log", "/srv/rec/gone"}
+	for _, c := range []struct {
+		name, folder, run string
+		cutOff            bool
+		want              []string
+	}{
+		{"the plan's own", "converge", "run3", false, nil},
+		{"a first run", "migration-changes", "run3", false, all},
+		{"the next", "migration-changes", "run4", false, nil},
+		{"one after a run that was cut off", "migration-changes", "run4", true, []string{"/srv/rec/app.conf", "/srv/rec/app.d", "/srv/rec/app.ini", "/srv/rec/app.log", "/srv/rec/gone"}},
+	} {
+		states, err := parse(recorded(t, c.folder, c.run))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return (&tree{}).changed(states)
-	}
-	want := []string{"/srv/rec/dir", "/srv/rec/dir/plain", "/srv/rec/dir/bin", "/srv/rec/dir/inline", "/srv/rec/link", "/srv/rec/gone"}
-	if diff := cmp.Diff(want, changed("run3")); diff != "" {
-		t.Errorf("the first real run (-want +got):\n%s", diff)
-	}
-	if got := changed("run5"); len(got) > 0 {
-		t.Errorf("the second one changed %v", got)
+		if diff := cmp.Diff(c.want, migrated(states, c.cutOff)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
 	}
 }
 

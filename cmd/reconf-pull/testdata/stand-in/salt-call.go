@@ -2,7 +2,9 @@
 // carries out the few states that reconf-pull writes, in Salt's way, and prints
 // results in Salt's format. What it is called with and what it sees, it notes in
 // /var/lib/stand-in. A file /run/stand-in/fail-STAGE or hang-STAGE makes it fail,
-// or hang without listening to SIGTERM, in one of the stages mock, test and real.
+// or hang without listening to SIGTERM, in one of the stages mock, test and real;
+// /run/stand-in/hang-half makes it hang when half of the states of the last are done,
+// and hang-end when all of them are and nobody was told.
 package main
 
 import (
@@ -53,12 +55,18 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	all, number := map[string][]state{}, 0
 	for _, name := range sls {
-		states, err := read(folder, name)
-		if err != nil {
+		if all[name], err = read(folder, name); err != nil {
 			return err
 		}
-		for _, s := range states {
+		number += len(all[name])
+	}
+	for _, name := range sls {
+		for _, s := range all[name] {
+			if stage == "real" && len(results) == (number+1)/2 && ordered("hang-half") {
+				hang()
+			}
 			r := result{ID: s.id, SLS: name, Number: len(results), Name: s.text("name"), Result: true, Comment: "Not called, mocked", Changes: map[string]any{}}
 			if stage != "mock" {
 				s.apply(&r, folder, stage == "test")
@@ -70,6 +78,9 @@ func run(args []string) error {
 			module, function, _ := strings.Cut(s.function, ".")
 			results[strings.Join([]string{module, s.id, r.Name, function}, "_|-")] = r
 		}
+	}
+	if stage == "real" && ordered("hang-end") {
+		hang()
 	}
 	out, err := json.Marshal(map[string]any{"local": results})
 	if err != nil {

@@ -1,0 +1,5 @@
+#!yaml
+"/srv/rec/planned":
+  file.symlink:
+  - name: "/srv/rec/planned"
+  - target: "/nowhere"

@@ -1,0 +1,5 @@
+#!yaml
+base:
+  "*":
+  - main
+  - "migrations.10-clean"
