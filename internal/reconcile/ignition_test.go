@@ -15,6 +15,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -77,6 +78,7 @@ func TestIgnitionProperty(t *testing.T) {
 }
 
 type golden struct {
+	host     string
 	layers   []string
 	files    map[string]string
 	modes    map[string]source.Mode
@@ -92,7 +94,7 @@ type golden struct {
 func newGolden(t *testing.T, archive *txtar.Archive) *golden {
 	t.Helper()
 	// The case without a server of its own asks for this one.
-	c := &golden{files: map[string]string{}, modes: map[string]source.Mode{}, remote: map[string]string{"https://example.com/a": "a"}, filesDir: "."}
+	c := &golden{host: "golden", files: map[string]string{}, modes: map[string]source.Mode{}, remote: map[string]string{"https://example.com/a": "a"}, filesDir: "."}
 	layer := map[string]string{}
 	for _, f := range archive.Files {
 		switch {
@@ -101,15 +103,17 @@ func newGolden(t *testing.T, archive *txtar.Archive) *golden {
 		case strings.HasPrefix(f.Name, "https/"):
 			c.remote["https://"+strings.TrimPrefix(f.Name, "https/")] = string(f.Data)
 		case strings.HasSuffix(f.Name, ".bu"):
-			// All of them are this host's. Groups, whose layers may override each
-			// other, are refused by this release.
-			c.grouped = c.grouped || strings.HasPrefix(f.Name, "groups/")
+			// All of them are this host's, one beside the other.
 			name := fmt.Sprintf("hosts/golden/%d-%s", len(c.layers), path.Base(f.Name))
 			layer[f.Name], c.files[name] = name, string(f.Data)
 			c.layers = append(c.layers, name)
 		default:
 			c.files[f.Name] = string(f.Data)
 		}
+	}
+	if slices.ContainsFunc(archive.Files, func(f txtar.File) bool { return strings.HasPrefix(f.Name, "groups/") }) {
+		c.groups(archive)
+		return c
 	}
 	for line := range strings.Lines(string(archive.Comment)) {
 		words := append(strings.Fields(line), "", "")
@@ -132,6 +136,12 @@ func newGolden(t *testing.T, archive *txtar.Archive) *golden {
 			c.files[name] = strings.ReplaceAll(c.files[name], "\n", "\r\n")
 		case "chomp":
 			c.files[name] = strings.TrimSuffix(c.files[name], "\n")
+		case "repeat": // up to this many bytes
+			size, err := strconv.Atoi(words[2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.files[name] = strings.Repeat(c.files[name], size/len(c.files[name])+1)[:size]
 		case "files_dir":
 			c.filesDir = name
 		case "lenient":
@@ -140,6 +150,23 @@ func newGolden(t *testing.T, archive *txtar.Archive) *golden {
 	}
 	c.files["fleet.toml"] = fmt.Sprintf("schema = 1\nfiles_dir = %q\n", c.filesDir)
 	return c
+}
+
+// groups makes the archive the fleet repo of web1. Where it has no fleet.toml, each
+// layer of a group is one for every host, in the order of the archive.
+func (c *golden) groups(archive *txtar.Archive) {
+	c.grouped, c.host, c.layers = true, "web1", nil
+	var toml strings.Builder
+	clear(c.files)
+	for _, f := range archive.Files {
+		c.files[f.Name] = string(f.Data)
+		if strings.HasPrefix(f.Name, "groups/") {
+			fmt.Fprintf(&toml, "[group.%s]\nhosts = [\"*\"]\nlayers = [%q]\n", strings.TrimSuffix(path.Base(f.Name), ".bu"), f.Name)
+		}
+	}
+	if c.files["fleet.toml"] == "" {
+		c.files["fleet.toml"] = toml.String()
+	}
 }
 
 func (c *golden) test(t *testing.T) {
@@ -233,8 +260,8 @@ func (c *golden) reconciler(t *testing.T, root string) *reconcile.Reconciler {
 	log.SetOutput(io.Discard)
 	accounts := &host.Accounts{Host: h, Runner: run.Host{}}
 	return &reconcile.Reconciler{
-		Host: h, Dirs: dirs, Source: repo{tree: sourcetest.New(files)}, Names: []string{"golden"}, Strict: !c.lenient, Settings: plan.Settings{OnConflict: "replace"},
-		Contents: contents.Opener{Downloads: dirs.Downloads(), MaxFile: 1 << 20, Client: &http.Client{Transport: c}}, Accounts: accounts,
+		Host: h, Dirs: dirs, Source: repo{tree: sourcetest.New(files)}, Names: []string{c.host}, Strict: !c.lenient, Settings: plan.Settings{OnConflict: "replace"},
+		Contents: contents.Opener{Downloads: dirs.Downloads(), MaxFile: 8 << 20, Client: &http.Client{Transport: c}}, Accounts: accounts,
 		Services: func(context.Context) (reconcile.Services, error) { return offline{systemd.Offline{Host: h}}, nil }, OnChange: systemd.OnChange,
 		Update: &update.Update{Host: h, Dirs: dirs, State: st, Log: log, Units: &units.Offline{Host: h, Log: log},
 			Engine: &native.Engine{Host: h, Blobs: dirs.Blobs(), Accounts: accounts, Runner: run.Host{}}},
