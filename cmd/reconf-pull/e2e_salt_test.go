@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,13 +36,17 @@ func (m *machine) pushMigrating(version string, states ...string) {
 	}, states...)...))
 	m.Repo().Write("old.service", sleeper())
 	m.Repo().Write("tool", "\x7fELF\x00"+version)
-	m.push(append(everywhere(version), "    - {name: old.service, enabled: true, contents_local: old.service}")...)
+	config := slices.Insert(everywhere(version), 3, "    - {path: /etc/secret, mode: 0600, contents: {inline: hunter2 "+version+"}}")
+	m.push(append(config, "    - {name: old.service, enabled: true, contents_local: old.service}")...)
 }
 
 func (m *machine) hasMigrated(version string) {
 	m.t.Helper()
 	m.hasEverywhere(version)
 	m.gives(version, "cat", "/etc/migrated/old.conf")
+	m.gives("hunter2 "+version, "cat", "/etc/secret")
+	m.Run("journalctl", "--sync")
+	m.gives("", "sh", "-c", "journalctl --quiet --boot | grep hunter2; grep -rl hunter2 /run /var/log /var/cache /tmp")
 }
 
 // The salt-call of the host carries out what the container does; files that
@@ -91,6 +96,13 @@ func TestSaltOnHost(t *testing.T) {
 func TestSaltOnHostFails(t *testing.T) {
 	m := withHostSalt(t)
 	m.pushMigrating("one")
+	m.Run("sh", "-c", "cp /etc/reconf-pull/config.toml /etc/before; printf \"[engine]\\nkind = 'native'\\n\" >>/etc/reconf-pull/config.toml")
+	for _, want := range []string{"hosts/web1/10-conf.sls is a migration for Salt, and engine.kind is \"native\"", "hint: set engine.kind = \"auto\", or take the file out of the fleet repo"} {
+		if status, said := m.pull(); status != 65 || !strings.Contains(said, want) {
+			t.Errorf("the native engine: the run ended with %d:\n%s", status, said)
+		}
+	}
+	m.Run("mv", "/etc/before", "/etc/reconf-pull/config.toml")
 	m.converge()
 	m.salts()
 	m.pushMigrating("two", "something:", "  no.such: []")

@@ -60,6 +60,7 @@ func statusOf(err error) int {
 		stale   *reconcile.StaleError
 		refused *plan.RefusedError
 		invalid *finding.Failure
+		choice  *engine.ChoiceError
 		wait    *pipeline.WaitReboot
 		held    *reconcile.HeldError
 		outside *update.OutsideWindowError
@@ -90,7 +91,7 @@ func statusOf(err error) int {
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable
-	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid):
+	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid), errors.As(err, &choice):
 		return exitDataErr
 	case errors.As(err, &outside), errors.As(err, &stale), errors.Is(err, lock.ErrBusy):
 		return exitTempFail

@@ -58,6 +58,9 @@ type Item struct {
 // valid only for a plan that Make returned, not for one read back from disk.
 func (i *Item) Open(ctx context.Context) (io.ReadCloser, error) { return i.open(ctx) }
 
+// IsParent tells that only what is below the path is wanted, not the path itself.
+func (i *Item) IsParent() bool { return i.Origin == state.Parent }
+
 // NeedsContent tells whether the engine needs the bytes of After: not for a
 // change of owner or mode alone.
 func (i *Item) NeedsContent() bool {

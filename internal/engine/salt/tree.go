@@ -31,6 +31,9 @@ type tree struct {
 	now func(*plan.Item) (disk.Node, error)
 	// open reads the wanted bytes of a file.
 	open func(context.Context, *plan.Item) (io.ReadCloser, error)
+	// byHand: the plan was made for a host that has nothing, and the tree may be
+	// carried out on one that has something.
+	byHand bool
 }
 
 // Write makes a folder for a person: the job with its plan, which plan.Make
@@ -38,8 +41,9 @@ type tree struct {
 func Write(ctx context.Context, dir string, job *engine.Job) error {
 	t := &tree{
 		folder: dir, seen: dir, job: job, place: func(p string) string { return p },
-		now:  func(item *plan.Item) (disk.Node, error) { return item.Before, nil },
-		open: func(ctx context.Context, item *plan.Item) (io.ReadCloser, error) { return item.Open(ctx) },
+		now:    func(item *plan.Item) (disk.Node, error) { return item.Before, nil },
+		open:   func(ctx context.Context, item *plan.Item) (io.ReadCloser, error) { return item.Open(ctx) },
+		byHand: true,
 	}
 	if err := t.write(ctx); err != nil {
 		return err
@@ -336,6 +340,9 @@ func (t *tree) state(b *strings.Builder, item *plan.Item, included map[string]bo
 		owner()
 		arg("mode", mode(after.Mode))
 		arg("follow_symlinks", "false")
+		if t.byHand && item.IsParent() { // one that is there keeps its owner and mode
+			arg("unless", "[{fun: file.directory_exists, path: "+quote(t.place(item.Path))+"}]")
+		}
 	case disk.File:
 		function = "file.managed"
 		if needsSource(item, now) {
