@@ -29,6 +29,7 @@ type document struct {
 	lines   []string
 	root    *yaml.Node // nil: the document is empty
 	source  []byte     // what Butane is given
+	respelt bool       // source is not what was written, or is but would be another
 	hidden  map[int]bool
 	written *Written // nil: it stands in its file as it is
 	shown   []string // the lines of its file
@@ -65,7 +66,7 @@ func parse(file string, data []byte, written *Written) (*document, error) {
 	}
 	d.root = root
 	d.hide()
-	if e.changed {
+	if d.respelt = e.changed; e.changed {
 		d.source = respell(root, data)
 	}
 	return d, nil

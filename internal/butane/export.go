@@ -67,14 +67,39 @@ func (e *Exporter) Export(refs []Reference) (finding.List, error) {
 		return nil, err
 	}
 	defer root.Close()
-	x := &export{Exporter: e, root: root, text: map[string]bool{}, expanded: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
+	x := e.begin(root)
+	if err := x.references(refs); err != nil {
+		return x.findings, err
+	}
+	for _, ref := range x.refused {
+		if err := x.nothing(ref, path.Clean(ref.Path)); err != nil {
+			return x.findings, err
+		}
+	}
+	return x.findings, x.links()
+}
+
+// Check is Export without a directory: it finds the same, and writes nothing.
+func (e *Exporter) Check(refs []Reference) (finding.List, error) {
+	x := e.begin(nil)
+	err := x.references(refs)
+	return x.findings, err
+}
+
+func (e *Exporter) begin(root *os.Root) *export {
+	return &export{Exporter: e, root: root, text: map[string]bool{}, expanded: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
+}
+
+// references exports all of them, up to a failure of the repo or the directory.
+func (x *export) references(refs []Reference) error {
 	if len(refs) > maxEntries {
 		last := refs[maxEntries]
-		return finding.List{{
+		x.findings = append(x.findings, finding.Finding{
 			Severity: finding.Error,
 			Position: last.Position,
 			Message:  fmt.Sprintf("more than %d references in one host config", maxEntries),
-		}}, nil
+		})
+		return nil
 	}
 	for _, ref := range refs {
 		if ref.Kind == Text || x.expands(ref) {
@@ -86,21 +111,16 @@ func (e *Exporter) Export(refs []Reference) (finding.List, error) {
 	}
 	for _, ref := range refs {
 		if err := x.reference(ref); err != nil {
-			return x.findings, fmt.Errorf("exporting %s for %s: %w", ref.Path, ref.Field, err)
+			return fmt.Errorf("exporting %s for %s: %w", ref.Path, ref.Field, err)
 		}
 	}
-	for _, ref := range x.refused {
-		if err := x.nothing(ref, path.Clean(ref.Path)); err != nil {
-			return x.findings, err
-		}
-	}
-	return x.findings, x.links()
+	return nil
 }
 
 // export is one run of an Exporter.
 type export struct {
 	*Exporter
-	root     *os.Root
+	root     *os.Root        // nil: nothing is written
 	text     map[string]bool // wanted as text by some reference, relative to the files-dir
 	expanded map[string]bool // a template to some reference
 	done     map[string]bool
@@ -272,6 +292,9 @@ func (x *export) read(entry source.Entry) ([]byte, error) {
 }
 
 func (x *export) write(name string, data []byte, exec bool) (err error) {
+	if x.root == nil {
+		return nil
+	}
 	if err := x.folder(path.Dir(name)); err != nil {
 		return err
 	}
@@ -294,7 +317,7 @@ func (x *export) write(name string, data []byte, exec bool) (err error) {
 // folder makes a folder, once: asking the root for each file of it costs more
 // than the files.
 func (x *export) folder(name string) error {
-	if x.folders[name] {
+	if x.folders[name] || x.root == nil {
 		return nil
 	}
 	if err := x.root.MkdirAll(name, 0o700); err != nil {

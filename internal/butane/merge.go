@@ -29,22 +29,50 @@ type Fetch func(desired.Content) ([]byte, error)
 // with Ignition's own rules: the later one wins. Without fetch every remote
 // config is an error.
 func Merge(layers []Config, fetch Fetch) (Config, finding.List) {
-	var m merging
-	m.fetch = fetch
-	out := Config{Ignition: types.Config{Ignition: types.Ignition{Version: types.MaxVersion.String()}}, merged: []Config{}}
-	for _, layer := range layers {
-		out = out.with(m.layer(layer))
-	}
-	if len(layers) == 1 {
-		out.Layer = layers[0].Layer
-	}
-	if len(m.findings.Errors()) == 0 {
-		m.validate(out)
-	}
-	return out, m.findings
+	return Begin().With(layers, fetch).Check()
 }
 
-// merging is one run of Merge.
+// Merged are the layers that were merged so far: several hosts may begin with
+// the same ones.
+type Merged struct {
+	config   Config
+	findings finding.List
+}
+
+// Begin has merged nothing yet.
+func Begin() Merged {
+	return Merged{config: Config{Ignition: types.Config{Ignition: types.Ignition{Version: types.MaxVersion.String()}}, merged: []Config{}}}
+}
+
+// With is m with later layers merged into it, as Merge does. It leaves m as it
+// is, so that several goroutines may go on from there.
+func (m Merged) With(layers []Config, fetch Fetch) Merged {
+	run := merging{fetch: fetch, findings: slices.Clone(m.findings)}
+	for _, layer := range layers {
+		first := len(m.config.merged) == 0
+		m.config = m.config.with(run.layer(layer))
+		if first {
+			m.config.Layer = layer.Layer
+		}
+	}
+	m.findings = run.findings
+	return m
+}
+
+// Clean tells whether nothing was found so far.
+func (m Merged) Clean() bool { return len(m.findings) == 0 }
+
+// Check is the merged config with all that was found: two valid layers may
+// become an invalid config.
+func (m Merged) Check() (Config, finding.List) {
+	run := merging{findings: m.findings}
+	if len(run.findings.Errors()) == 0 {
+		run.validate(m.config)
+	}
+	return m.config, run.findings
+}
+
+// merging is one run of Merged.With or of Check.
 type merging struct {
 	fetch    Fetch
 	findings finding.List

@@ -70,7 +70,17 @@ func References(layer string, data []byte, written *Written) ([]Reference, error
 	if err != nil {
 		return nil, &finding.Failure{Findings: d.yamlFindings(err)}
 	}
-	var refs []Reference
+	refs, _ := d.references()
+	return refs, nil
+}
+
+// references are those of a document with the values that name them.
+func (d *document) references() ([]Reference, []*yaml.Node) {
+	type named struct {
+		Reference
+		node *yaml.Node
+	}
+	var all []named
 	for _, f := range referenceFields {
 		d.match(nil, strings.Split(f.field, "."), func(path []any, n *yaml.Node) {
 			var s *string
@@ -82,13 +92,18 @@ func References(layer string, data []byte, written *Written) ([]Reference, error
 				return
 			}
 			pos := d.position(path)
-			refs = append(refs, Reference{Field: pos.Field, Path: *s, Kind: f.kind, Position: pos})
+			all = append(all, named{Reference{Field: pos.Field, Path: *s, Kind: f.kind, Position: pos}, n})
 		})
 	}
-	slices.SortStableFunc(refs, func(a, b Reference) int {
+	slices.SortStableFunc(all, func(a, b named) int {
 		return cmp.Or(cmp.Compare(a.Position.Line, b.Position.Line), cmp.Compare(a.Position.Column, b.Position.Column))
 	})
-	return refs, nil
+	var refs []Reference
+	var nodes []*yaml.Node
+	for _, one := range all {
+		refs, nodes = append(refs, one.Reference), append(nodes, one.node)
+	}
+	return refs, nodes
 }
 
 // match calls found for every value below path that fits the pattern.

@@ -11,16 +11,31 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
-// Shared remembers what Butane made of the layers of groups: for most hosts
-// they expand to the same bytes. It is for one tree; several goroutines may use
-// it.
+// Shared remembers what Butane made of the layers of groups, which for most
+// hosts expand to the same bytes, and of layers that differ only in the names of
+// blobs. It is for one tree with one strictness; several goroutines may use it.
 type Shared struct {
 	nonce string
 
-	mu    sync.Mutex
-	known map[[sha256.Size]byte]*made
+	mu     sync.Mutex
+	known  map[[sha256.Size]byte]*made
+	shapes map[[sha256.Size]byte]*shaped
+	merged map[step]*merged
+}
+
+// step is one more layer of a group after those that were merged before it.
+type step struct {
+	before *merged // nil: it is the first
+	layer  *made
+}
+
+// merged is what the layers of the groups of a host became.
+type merged struct {
+	once   sync.Once
+	config butane.Merged
 }
 
 // mostShared bounds what is remembered: a layer that is a template may be
@@ -32,7 +47,38 @@ const mostTemplate = 4 << 20
 
 // NewShared remembers nothing yet.
 func NewShared() *Shared {
-	return &Shared{nonce: rand.Text(), known: map[[sha256.Size]byte]*made{}}
+	return &Shared{nonce: rand.Text(), known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}}
+}
+
+// merge merges the layers of groups that a host begins with, up to one that
+// needs the network or has something wrong with it: count is how many.
+func (s *Shared) merge(layers []*made) (config butane.Merged, count int) {
+	config = butane.Begin()
+	var before *merged
+	for _, layer := range layers {
+		next := s.next(step{before, layer})
+		next.once.Do(func() { next.config = config.With([]butane.Config{layer.config}, nil) })
+		if !next.config.Clean() {
+			break
+		}
+		before, config = next, next.config
+		count++
+	}
+	return config, count
+}
+
+func (s *Shared) next(at step) *merged {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.merged[at]
+	if !ok {
+		if len(s.merged) >= mostShared {
+			clear(s.merged)
+		}
+		m = &merged{}
+		s.merged[at] = m
+	}
+	return m
 }
 
 // made is one document after Butane. The first host that needs it makes it.
@@ -53,10 +99,13 @@ type document struct {
 }
 
 func (d *document) translate(group bool) (*made, error) {
-	if d.Shared == nil || !group {
+	if d.Shared == nil {
 		m := &made{}
 		d.make(m)
 		return m, m.err
+	}
+	if !group {
+		return d.alike()
 	}
 	key, err := d.key()
 	if err != nil {
@@ -79,6 +128,60 @@ func (s *Shared) get(key [sha256.Size]byte) *made {
 		s.known[key] = m
 	}
 	return m
+}
+
+// shaped is the first document of a shape after Butane.
+type shaped struct {
+	made
+	shape *butane.Shape
+}
+
+// alike translates a document that is one host's, and others may have but for
+// the names of blobs. What is said about one document is never said of another.
+func (d *document) alike() (*made, error) {
+	own := &made{}
+	entries := make([]source.Entry, 0, len(d.refs))
+	for _, ref := range d.refs {
+		entries = append(entries, ref.Entry)
+	}
+	shape, ok := butane.NewShape(d.doc.Entry.Path, d.doc.Data, d.doc.Written, d.references(), entries, d.nonce)
+	if !ok {
+		d.make(own)
+		return own, own.err
+	}
+	first := d.Shared.shaped(shape.Key)
+	first.once.Do(func() {
+		d.make(&first.made)
+		first.shape = shape
+	})
+	if first.shape == shape {
+		return &first.made, first.err
+	}
+	exporter := d.exporter("")
+	refused, err := exporter.Check(d.references())
+	if err != nil {
+		return nil, err
+	}
+	if first.err != nil || len(first.findings)+len(refused) > 0 {
+		d.make(own)
+		return own, own.err
+	}
+	own.config = shape.Like(first.shape, first.config)
+	return own, nil
+}
+
+func (s *Shared) shaped(key [sha256.Size]byte) *shaped {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first, ok := s.shapes[key]
+	if !ok {
+		if len(s.shapes) >= mostShared {
+			clear(s.shapes)
+		}
+		first = &shaped{}
+		s.shapes[key] = first
+	}
+	return first
 }
 
 // key is everything that the translation of a document depends on.
@@ -117,6 +220,18 @@ func (d *document) key() (key [sha256.Size]byte, err error) {
 	return key, nil
 }
 
+func (d *document) references() []butane.Reference {
+	refs := make([]butane.Reference, 0, len(d.refs))
+	for _, ref := range d.refs {
+		refs = append(refs, ref.Reference)
+	}
+	return refs
+}
+
+func (d *document) exporter(dir string) butane.Exporter {
+	return butane.Exporter{Tree: d.Tree, FilesDir: d.Config.FilesDir, Dir: dir, Nonce: d.nonce, Expand: d.Config.Expand}
+}
+
 // make gives Butane a directory with what the document refers to, and nothing
 // else.
 func (d *document) make(m *made) {
@@ -124,13 +239,9 @@ func (d *document) make(m *made) {
 	if dir, m.err = os.MkdirTemp(d.dir, "document-*"); m.err != nil {
 		return
 	}
-	var refs []butane.Reference
-	for _, ref := range d.refs {
-		refs = append(refs, ref.Reference)
-	}
-	exporter := butane.Exporter{Tree: d.Tree, FilesDir: d.Config.FilesDir, Dir: dir, Nonce: d.nonce, Expand: d.Config.Expand}
+	exporter := d.exporter(dir)
 	var refused, said finding.List
-	if refused, m.err = exporter.Export(refs); m.err != nil {
+	if refused, m.err = exporter.Export(d.references()); m.err != nil {
 		return
 	}
 	m.config, said = butane.Translate(d.doc.Entry.Path, d.doc.Data, d.doc.Written, dir, d.Strict)

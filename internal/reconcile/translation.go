@@ -41,6 +41,8 @@ type Translated struct {
 	Nonce string
 	// Findings are warnings.
 	Findings finding.List
+
+	shared []*made // the first of Documents that Shared knows
 }
 
 // Run returns the desired state with its warnings; an error with findings is a
@@ -71,7 +73,11 @@ func (t Translation) merge(ctx context.Context) (*Translated, butane.Config, fin
 		return nil, butane.Config{}, nil, err
 	}
 	fetch := fetcher{ctx: ctx, contents: t.Contents}
-	cfg, list := butane.Merge(translated.Documents, fetch.read)
+	merged, count := butane.Begin(), 0
+	if t.Shared != nil {
+		merged, count = t.Shared.merge(translated.shared)
+	}
+	cfg, list := merged.With(translated.Documents[count:], fetch.read).Check()
 	if fetch.unavailable != nil {
 		return nil, butane.Config{}, nil, fetch.unavailable // nothing is wrong with the host config
 	}
@@ -140,6 +146,9 @@ func (t Translation) Butane() (_ *Translated, err error) {
 			}
 			out.Findings = append(out.Findings, made.findings...)
 			files = append(files, made.config)
+			if layer.Group != "" && len(out.shared) == len(out.Documents)+len(files)-1 {
+				out.shared = append(out.shared, made)
+			}
 		}
 		out.Findings = append(out.Findings, butane.Duplicates(files)...)
 		out.Documents = append(out.Documents, files...)
