@@ -10,9 +10,9 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
-// epoch is raised when the same host config gives another result than before:
+// Epoch is raised when the same host config gives another result than before:
 // every host then applies its own again, once.
-const epoch = "1"
+const Epoch = "1"
 
 // Digest is the hex SHA-256 over a host config. It alone decides "changed".
 type Digest string
@@ -50,7 +50,7 @@ func (i Input) String() string {
 // digest lists the inputs and hashes them.
 func (h *HostConfig) digest(extra []Input) {
 	h.Inputs = []Input{
-		{Kind: "epoch", ID: epoch},
+		{Kind: "epoch", ID: Epoch},
 		{Kind: "host", ID: h.Name},
 		{Kind: "setting", Name: "files_dir", ID: h.FilesDir},
 	}

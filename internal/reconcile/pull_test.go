@@ -42,6 +42,7 @@ type memory struct {
 	commit           int
 	err              error
 	fetches          int
+	tree             *sourcetest.Tree // that was given out last
 }
 
 func (r *memory) push(text string) {
@@ -55,7 +56,8 @@ func (r *memory) Fetch(context.Context) (source.Revision, error) {
 }
 
 func (r *memory) Tree(context.Context, string) (source.Tree, error) {
-	return sourcetest.Text(map[string]string{"hosts/web1.bu": r.bu}), nil
+	r.tree = sourcetest.Text(map[string]string{"hosts/web1.bu": r.bu})
+	return r.tree, nil
 }
 
 func (r *memory) Discard() error { return nil }

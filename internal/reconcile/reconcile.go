@@ -13,9 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -329,28 +327,28 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 		r.trusted = mark.Commit
 	}
 	stop = r.timed(&r.phases.Digest)
-	hc, err := r.hostConfig(tree)
+	id, hc, err := r.identify(rev, tree)
 	stop()
 	if err != nil {
 		return nil, err
 	}
 	st := r.Update.State
-	out.Host, out.Ref, out.Commit, out.Digest, out.Retired = hc.Name, rev.Ref, rev.Commit, string(hc.Digest), hc.Retired
-	if hc.Retired == fleet.Retired {
+	out.Host, out.Ref, out.Commit, out.Digest, out.Retired = id.Host, rev.Ref, rev.Commit, string(id.Digest), id.Retired
+	if id.Retired == fleet.Retired {
 		out.Result = Retired
 		return nil, r.rememberRef(rev.Ref)
 	}
-	if held := st.Held; held != nil && held.Digest == string(hc.Digest) {
+	if held := st.Held; held != nil && held.Digest == string(id.Digest) {
 		return nil, errors.Join(&HeldError{Hold: *held}, r.bringBack(ctx, out))
 	}
-	if st.Change != nil && st.Change.Digest == string(hc.Digest) {
+	if st.Change != nil && st.Change.Digest == string(id.Digest) {
 		// The same digest is retried from its own inputs, with the steps that are done.
 		if err := r.again(ctx, out); err != nil || out.Finished != "" {
 			return nil, err
 		}
 		// They were damaged: it is made anew from its source.
 	}
-	reasons, err := r.reasons(hc, out)
+	reasons, err := r.reasons(string(id.Digest), out)
 	if err != nil {
 		return nil, err
 	}
@@ -364,6 +362,11 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 	if len(reasons) == 0 {
 		out.Result, out.Generation = UpToDate, st.Applied.Generation
 		return nil, r.rememberRef(rev.Ref)
+	}
+	if hc == nil {
+		if hc, err = r.hostConfig(tree); err != nil {
+			return nil, err
+		}
 	}
 	return r.propose(ctx, rev, tree, hc, reasons, due)
 }
@@ -542,30 +545,22 @@ func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	machine := fleet.Machine{Names: r.Names, Facts: &fleet.Facts{Arch: runtime.GOARCH, MachineID: r.Host.MachineID()}}
-	if r.Author {
-		machine.Facts = nil
-	}
-	hc, err := repo.Host(machine)
+	hc, err := repo.Host(r.machine())
 	if err != nil {
 		return nil, err
 	}
-	applied := r.Update.State.Applied
-	if applied != nil && !r.Named && !strings.EqualFold(applied.Host, hc.Name) {
-		return nil, &OtherHostError{Applied: applied.Host, Resolved: hc.Name}
-	}
-	return hc, nil
+	return hc, r.sameHost(hc.Name)
 }
 
 // reasons are why there is something to do; none means that the host is up to
 // date.
-func (r *Reconciler) reasons(hc *fleet.HostConfig, out *Outcome) ([]string, error) {
+func (r *Reconciler) reasons(digest string, out *Outcome) ([]string, error) {
 	st := r.Update.State
 	if st.Applied == nil {
 		return []string{"first run"}, nil
 	}
 	var reasons []string
-	if st.Applied.Digest != string(hc.Digest) {
+	if st.Applied.Digest != digest {
 		reasons = append(reasons, "the host config changed")
 	}
 	if st.Change != nil || len(st.Open) > 0 {
@@ -623,7 +618,7 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 	if hc.Retired == fleet.Retired {
 		return &Proposal{Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Retired: hc.Retired, Plan: &plan.Plan{}}, nil
 	}
-	reasons, err := r.reasons(hc, &Outcome{})
+	reasons, err := r.reasons(string(hc.Digest), &Outcome{})
 	if err != nil {
 		return nil, err
 	}

@@ -283,6 +283,10 @@ func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }
 // Last is the record of the last check, on tmpfs.
 func (d Dirs) Last() string { return filepath.Join(d.Run, "last.json") }
 
+// Known is the digest of the host config at the commit that was last read, on
+// tmpfs.
+func (d Dirs) Known() string { return filepath.Join(d.Run, "digest.json") }
+
 // Create makes the directories that a run needs. Only the run directory is for
 // everybody to read.
 func (d Dirs) Create() error {
