@@ -5,6 +5,13 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
 TMPFILES ?= $(PREFIX)/lib/tmpfiles.d
 
+# What makes the program 1.5 MiB smaller and nothing slower: no HTTP/2, which no git
+# server needs, no YAML for a test library that Butane links by mistake, and no
+# inlining in what runs a few times. The last pattern that fits a package counts.
+TAGS  := nethttpomithttp2,testify_yaml_fail
+SMALL := $(foreach cold,github.com/... net/... text/... crypto/tls crypto/x509 golang.org/x/crypto/ssh/...,-gcflags=$(cold)=-l) \
+	$(foreach hot,github.com/reconf-pull/... github.com/pjbgf/... github.com/coreos/vcontext/... github.com/coreos/ignition/v2/config/merge,-gcflags=$(hot)=)
+
 .DEFAULT_GOAL := help
 .PHONY: help build demo test soak check parity bench install clean
 
@@ -12,7 +19,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 build: ## build bin/reconf-pull, static and stripped
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X github.com/reconf-pull/reconf-pull/internal/version.Version=$(VERSION)' -o bin/reconf-pull ./cmd/reconf-pull
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) $(SMALL) -ldflags '-s -w -X github.com/reconf-pull/reconf-pull/internal/version.Version=$(VERSION)' -o bin/reconf-pull ./cmd/reconf-pull
 
 demo: build ## converge a scratch host from a git repo, and show every step
 	demo/run bin/reconf-pull
