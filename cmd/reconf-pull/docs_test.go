@@ -74,6 +74,14 @@ func TestGuidesRun(t *testing.T) {
 	}
 }
 
+// The demo holds every exit status, and what a broken push leaves, against what
+// it says.
+func TestDemoRuns(t *testing.T) {
+	if out, err := exec.Command("../../demo/run", buildProgram(t)).CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // The README's host config is one.
 func TestReadmeExampleTranslates(t *testing.T) {
 	bin, n := buildProgram(t), 0
