@@ -41,8 +41,11 @@ func TestGuidesRun(t *testing.T) {
 	for _, name := range []string{"docs/quickstart.md", "docs/fleet.md", "docs/authors.md", "docs/trust.md"} {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			script := "set -eu\n"
-			if name == "docs/fleet.md" {
-				script += "cp -r \"$EXAMPLE\"/. .\n"
+			switch name {
+			case "docs/fleet.md":
+				script += "mkdir testdata\ncp -r \"$EXAMPLE\" testdata/fleet\n"
+			case "docs/authors.md":
+				script += "cp -r \"$EXAMPLE\"/. .\ngit init -q -b main\ngit add -A\ngit commit -qm example\necho >>files/web/greeter\n"
 			}
 			n := 0
 			for _, b := range blocks(t, name) {
