@@ -18,6 +18,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/checkout"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
+	"github.com/reconf-pull/reconf-pull/internal/survey"
 )
 
 // git runs git in dir as nobody in particular.
@@ -65,7 +66,8 @@ func everyDigest(t testing.TB, tree source.Tree) map[string]string {
 }
 
 // A clean checkout and its commit have the same hosts with the same digests, at
-// every commit of a history that touches everything that a digest knows.
+// every commit of a history that touches everything that a digest knows, and
+// those are affected by a commit whose digest differs from the one before.
 func TestDigestOfCheckoutAndCommit(t *testing.T) {
 	work := t.TempDir()
 	if err := os.CopyFS(work, os.DirFS("../../testdata/fleet")); err != nil {
@@ -124,6 +126,7 @@ func TestDigestOfCheckoutAndCommit(t *testing.T) {
 		func(i int) { write(fmt.Sprintf("hosts/broken%d.bu.tmpl", i), "{{") },
 	}
 	var src *gogit.Source
+	var parent source.Tree
 	before, kinds := map[string]string{}, map[string]int{}
 	for i := range 50 {
 		if i > 0 {
@@ -167,10 +170,39 @@ func TestDigestOfCheckoutAndCommit(t *testing.T) {
 				kinds["changed"]++
 			}
 		}
-		before = want
+		if parent != nil {
+			affectedAgrees(t, i, parent, committed, before, want)
+		}
+		parent, before = committed, want
 	}
 	if kinds["same"] < 100 || kinds["changed"] < 50 {
 		t.Errorf("the history proves little: %v", kinds)
+	}
+}
+
+// affectedAgrees compares who is affected with the digests on both sides.
+func affectedAgrees(t *testing.T, commit int, old, new source.Tree, before, after map[string]string) {
+	t.Helper()
+	found, err := survey.Affected(t.Context(), old, new)
+	if err != nil {
+		t.Fatal(err)
+	}
+	affected := map[string]bool{}
+	for _, e := range found.Affected {
+		affected[e.Host] = true
+		if e.Was != "" {
+			affected[e.Was] = true
+		}
+		if before[e.Host] == after[e.Host] && e.Kind != survey.Broken {
+			t.Errorf("commit %d: %s is %s, and has the digest that it had", commit, e.Host, e.Kind)
+		}
+	}
+	for _, side := range []map[string]string{before, after} {
+		for host := range side {
+			if before[host] != after[host] && !affected[host] {
+				t.Errorf("commit %d: the digest of %s differs, and it is not affected", commit, host)
+			}
+		}
 	}
 }
 
