@@ -33,8 +33,15 @@ type Tree struct {
 
 	mu      sync.Mutex
 	entries map[string]source.Entry
-	folders map[string][]fs.DirEntry
+	folders map[string][]name
 	parent  map[string]bool // folders that something was looked up through
+}
+
+// name is what a folder says of an entry. The os.DirEntry of a root holds all
+// that lstat says, and there may be hundreds of thousands.
+type name struct {
+	base string
+	kind fs.FileMode
 }
 
 // Open opens the directory.
@@ -43,7 +50,7 @@ func Open(dir string) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tree{root: root, entries: map[string]source.Entry{}, folders: map[string][]fs.DirEntry{}, parent: map[string]bool{}}, nil
+	return &Tree{root: root, entries: map[string]source.Entry{}, folders: map[string][]name{}, parent: map[string]bool{}}, nil
 }
 
 // Close gives the directory back.
@@ -222,19 +229,19 @@ func (t *Tree) Names(p string) ([]source.Entry, error) {
 		return nil, err
 	}
 	var list []source.Entry
-	for _, name := range names {
-		e := source.Entry{Path: path.Join(p, name.Name()), Mode: source.Regular}
+	for _, one := range names {
+		e := source.Entry{Path: path.Join(p, one.base), Mode: source.Regular}
 		switch {
-		case name.IsDir() && t.isRepo(e.Path):
+		case one.kind.IsDir() && t.isRepo(e.Path):
 			e.Mode = source.Submodule
-		case name.IsDir():
+		case one.kind.IsDir():
 			e.Mode = source.Directory
 			if full, err := t.hasFile(e.Path); err != nil {
 				return nil, err
 			} else if !full {
 				continue
 			}
-		case name.Type() == fs.ModeSymlink:
+		case one.kind == fs.ModeSymlink:
 			e.Mode = source.Symlink
 		}
 		list = append(list, e)
@@ -242,19 +249,51 @@ func (t *Tree) Names(p string) ([]source.Entry, error) {
 	return list, nil
 }
 
-// hasFile tells whether there is anything that git can store below a folder.
+// hasFile tells whether there is anything that git can store below a folder. It
+// reads no more names than it needs.
 func (t *Tree) hasFile(p string) (bool, error) {
-	names, err := t.names(p)
-	for _, name := range names {
-		below := path.Join(p, name.Name())
-		if !name.IsDir() || t.isRepo(below) {
-			return true, nil
+	full, folders, err := t.firstFile(p)
+	for _, below := range folders {
+		if full || err != nil {
+			break
 		}
-		if full, err := t.hasFile(below); full || err != nil {
-			return full, err
+		full, err = t.hasFile(below)
+	}
+	return full, err
+}
+
+// firstFile reads a folder up to the first entry that is no folder.
+func (t *Tree) firstFile(p string) (found bool, folders []string, err error) {
+	dir, err := t.root.Open(p)
+	if err != nil {
+		return false, nil, err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	for {
+		const few = 16
+		some, err := dir.ReadDir(few)
+		for _, one := range some {
+			below := path.Join(p, one.Name())
+			switch {
+			case !stored(one):
+			case !one.IsDir() || t.isRepo(below):
+				return true, nil, nil
+			default:
+				folders = append(folders, below)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return false, folders, nil
+		}
+		if err != nil {
+			return false, nil, err
 		}
 	}
-	return false, err
+}
+
+// stored tells whether git sees an entry of a folder.
+func stored(e fs.DirEntry) bool {
+	return e.Name() != ".git" && e.Type()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) == 0
 }
 
 func (t *Tree) isFolder(p string) error {
@@ -277,7 +316,7 @@ func (t *Tree) isFolder(p string) error {
 var emptyTree = id("tree", nil)
 
 // names are what git sees of a folder, in byte order.
-func (t *Tree) names(p string) ([]fs.DirEntry, error) {
+func (t *Tree) names(p string) ([]name, error) {
 	if names, ok := t.folders[p]; ok {
 		return names, nil
 	}
@@ -285,14 +324,17 @@ func (t *Tree) names(p string) ([]fs.DirEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := dir.ReadDir(-1)
+	all, err := dir.ReadDir(-1)
 	if err = errors.Join(err, dir.Close()); err != nil {
 		return nil, err
 	}
-	names = slices.DeleteFunc(names, func(name fs.DirEntry) bool {
-		return name.Name() == ".git" || name.Type()&(fs.ModeNamedPipe|fs.ModeSocket|fs.ModeDevice) != 0
-	})
-	slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	names := make([]name, 0, len(all))
+	for _, e := range all {
+		if stored(e) {
+			names = append(names, name{e.Name(), e.Type()})
+		}
+	}
+	slices.SortFunc(names, func(a, b name) int { return strings.Compare(a.base, b.base) })
 	t.folders[p] = names
 	return names, nil
 }
@@ -303,8 +345,8 @@ func (t *Tree) list(p string) ([]source.Entry, error) {
 		return nil, err
 	}
 	var list []source.Entry
-	for _, name := range names {
-		e, err := t.entry(path.Join(p, name.Name()))
+	for _, one := range names {
+		e, err := t.entry(path.Join(p, one.base))
 		if err != nil {
 			return nil, err
 		}
