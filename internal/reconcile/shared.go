@@ -42,6 +42,9 @@ type merged struct {
 // another one for every host.
 const mostShared = 256
 
+// mostShapes bounds the shapes: where no two hosts are alike, each is one.
+const mostShapes = 32
+
 // mostTemplate is above what a template may have in bytes.
 const mostTemplate = 4 << 20
 
@@ -175,7 +178,7 @@ func (s *Shared) shaped(key [sha256.Size]byte) *shaped {
 	defer s.mu.Unlock()
 	first, ok := s.shapes[key]
 	if !ok {
-		if len(s.shapes) >= mostShared {
+		if len(s.shapes) >= mostShapes {
 			clear(s.shapes)
 		}
 		first = &shaped{}
