@@ -359,6 +359,9 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	if err := m.decide(w, item, b); err != nil {
 		return err
 	}
+	if item.After.Kind == disk.File && item.After.SHA256 != "" && w.applied == nil {
+		m.plan.Contents = append(m.plan.Contents, Content{SHA256: item.After.SHA256, Size: item.After.Size, Open: item.open})
+	}
 	entry := state.Entry{Path: w.path, Node: item.After, Origin: item.Origin, Source: w.source()}
 	switch {
 	case item.Action == Conflict && !item.Write: // apply.on_conflict = "keep"
@@ -469,6 +472,9 @@ func (w *want) source() string {
 
 // resolveContent fills in hash and size of a wanted file and how to open it.
 func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base) error {
+	if w.applied != nil && w.node.SHA256 != "" {
+		item.open = func(context.Context) (io.ReadCloser, error) { return m.Stored(w.node.SHA256) }
+	}
 	if w.node.Kind != disk.File || w.content == nil && len(w.appended) == 0 {
 		return nil
 	}
