@@ -11,13 +11,19 @@ import (
 )
 
 // DistrustError is a local file that somebody else than root could have
-// written.
-type DistrustError struct{ Path, Reason string }
+// written, or read.
+type DistrustError struct {
+	Path, Reason string
+	Private      bool // nobody else may even read it
+}
 
 func (e *DistrustError) Error() string { return e.Path + " " + e.Reason }
 
 // Hint says how to make it trusted.
 func (e *DistrustError) Hint() string {
+	if e.Private {
+		return "Give it to root and to nobody else to read: chown root " + e.Path + " && chmod go= " + e.Path
+	}
 	return "Give it to root and to nobody else to write: chown root " + e.Path + " && chmod go-w " + e.Path
 }
 
@@ -28,6 +34,20 @@ func (e *DistrustError) Hint() string {
 // (mode 1777, as /tmp has it) passes. A file of more than limit bytes is an
 // error.
 func ReadTrusted(path string, limit int64) ([]byte, error) {
+	return read(path, limit, 0)
+}
+
+// ReadPrivate is ReadTrusted for a private key: nobody else may read it either,
+// but for its group where group is set.
+func ReadPrivate(path string, limit int64, group bool) ([]byte, error) {
+	if group {
+		return read(path, limit, 0o004)
+	}
+	return read(path, limit, 0o044)
+}
+
+// read reads a trusted file whose mode has none of the hidden bits.
+func read(path string, limit int64, hidden fs.FileMode) ([]byte, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, err
@@ -63,22 +83,30 @@ func ReadTrusted(path string, limit int64) ([]byte, error) {
 	if err := trusted(path, info); err != nil {
 		return nil, err
 	}
+	for _, who := range others {
+		if info.Mode().Perm()&hidden&who.bits != 0 {
+			return nil, &DistrustError{Path: path, Reason: fmt.Sprintf("is readable by %s (mode %04o)", who.name, info.Mode().Perm()), Private: true}
+		}
+	}
 	return io.ReadAll(io.LimitReader(f, limit))
 }
 
+// others are those who are not root, with their bits of a mode.
+var others = []struct {
+	bits fs.FileMode
+	name string
+}{{0o007, "everybody"}, {0o070, "its group"}}
+
 func trusted(path string, info fs.FileInfo) error {
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid != 0 && stat.Uid != uint32(os.Geteuid()) {
-		return &DistrustError{path, fmt.Sprintf("belongs to uid %d, not to root", stat.Uid)}
+		return &DistrustError{Path: path, Reason: fmt.Sprintf("belongs to uid %d, not to root", stat.Uid)}
 	}
 	if info.IsDir() && info.Mode()&fs.ModeSticky != 0 {
 		return nil
 	}
-	for _, who := range []struct {
-		bit  fs.FileMode
-		name string
-	}{{0o002, "everybody"}, {0o020, "its group"}} {
-		if info.Mode().Perm()&who.bit != 0 {
-			return &DistrustError{path, fmt.Sprintf("is writable by %s (mode %04o)", who.name, info.Mode().Perm())}
+	for _, who := range others {
+		if info.Mode().Perm()&0o022&who.bits != 0 {
+			return &DistrustError{Path: path, Reason: fmt.Sprintf("is writable by %s (mode %04o)", who.name, info.Mode().Perm())}
 		}
 	}
 	return nil

@@ -67,3 +67,34 @@ func TestReadTrusted(t *testing.T) {
 		t.Errorf("a large file: %v", err)
 	}
 }
+
+// A private key is read only where nobody else can read it: of the group alone there
+// may be more.
+func TestReadPrivate(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		mode  os.FileMode
+		group bool
+		why   string
+	}{
+		{0o600, false, ""}, {0o400, true, ""}, {0o640, true, ""}, {0o440, true, ""},
+		{0o640, false, "is readable by its group (mode 0640)"}, {0o604, false, "is readable by everybody (mode 0604)"},
+		{0o644, true, "is readable by everybody (mode 0644)"}, {0o660, true, "is writable by its group (mode 0660)"},
+	} {
+		if err := os.Chmod(file, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		data, err := host.ReadPrivate(file, 10, c.group)
+		var distrust *host.DistrustError
+		if c.why == "" {
+			if string(data) != "key" || err != nil {
+				t.Errorf("%o: %q, %v", c.mode, data, err)
+			}
+		} else if !errors.As(err, &distrust) || distrust.Reason != c.why || !strings.Contains(distrust.Hint(), "chown root "+file) {
+			t.Errorf("%o: %v", c.mode, err)
+		}
+	}
+}
