@@ -209,3 +209,43 @@ func (tr *trial) afterFault(dir, point string, end ended, f fault) (held bool) {
 	}
 	return held
 }
+
+// TestSecretsOnBrokenDisk: whatever a disk refuses of an update of secrets, none of them
+// lies in the state afterwards, and no error tells its hash, which is in the names of
+// stored files.
+func TestSecretsOnBrokenDisk(t *testing.T) {
+	tr, from := newSecrets(t)
+	for _, f := range []fault{
+		{errno: syscall.ENOSPC, calls: noRoom, every: 3}, {errno: syscall.EIO, calls: writing, every: 3}, {errno: syscall.EROFS, calls: writing, every: 9, stays: true},
+	} {
+		whole, ops := tr.copyOf(from), 0
+		judged(t, tr.argv(whole), f.calls, func(call) verdict { ops++; return verdict{} })
+		tr.remove(whole)
+		var failed atomic.Int64
+		parallel((ops+f.every-1)/f.every, func(n int) {
+			k, about := 1+(n-1)*f.every, ""
+			dir := tr.copyOf(from)
+			defer tr.remove(dir)
+			end := judged(t, tr.argv(dir), f.calls, func(c call) verdict {
+				if c.n == k {
+					about = c.name + " " + c.of()
+				}
+				if c.n == k || f.stays && c.n > k {
+					return verdict{refuse: f.errno}
+				}
+				return verdict{}
+			})
+			if end.status.ExitStatus() != 0 {
+				failed.Add(1)
+			}
+			point := fmt.Sprintf("%q instead of %s", f.errno, about)
+			tr.hidden(dir, point, end.said)
+			_, said := tr.ran(tr.argv(dir))
+			tr.hidden(dir, point+", the next run", said)
+		})
+		if failed.Load() == 0 {
+			t.Errorf("%q: no run failed", f.errno)
+		}
+		counted(t, "%q: %d calls were refused, %d runs failed", f.errno, ops/f.every, failed.Load())
+	}
+}

@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 			"gitrepo": gitrepo, "push": push, "sign": sign, "expandenv": expandEnv,
 			"noleftovers": noLeftovers, "snapshot": snapshot, "unchanged": unchanged, "mode": mode, "lines": lines, "replace": replace,
 			"stalling": stalling, "closedport": closedport, "serve": serve,
-			"tmpfs": tmpfs, "readonly": readonly, "immutable": immutable, "mutable": mutable, "bomb": bomb, "fill": fill, "same": sameFile, "link": link, "locked": locked, "sum": sum,
+			"tmpfs": tmpfs, "readonly": readonly, "immutable": immutable, "mutable": mutable, "bomb": bomb, "fill": fill, "same": sameFile, "link": link, "locked": locked, "sum": sum, "nowhere": nowhere,
 		},
 	})
 }
@@ -319,6 +319,34 @@ func replace(ts *testscript.TestScript, neg bool, args []string) {
 func sum(ts *testscript.TestScript, neg bool, args []string) {
 	only(ts, neg, len(args) == 2, "sum var file")
 	ts.Setenv(args[0], fmt.Sprintf("%x", sha256.Sum256([]byte(ts.ReadFile(args[1])))))
+}
+
+// nowhere SECRET FILE… requires that the bytes of SECRET are in no file of the
+// host, its state, cache and run directories included, but in these, and neither
+// they nor their hash in what the last command said.
+func nowhere(ts *testscript.TestScript, neg bool, args []string) {
+	only(ts, neg, len(args) > 0, "nowhere secret file...")
+	plain := bytes.TrimSpace([]byte(ts.ReadFile(args[0])))
+	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(ts.ReadFile(args[0]))))
+	for _, said := range []string{"stdout", "stderr"} {
+		if text := ts.ReadFile(said); strings.Contains(text, string(plain)) || strings.Contains(text, hash[:12]) {
+			ts.Fatalf("%s shows the secret:\n%s", said, text)
+		}
+	}
+	allowed := args[1:]
+	for i := range allowed {
+		allowed[i] = ts.MkAbs(allowed[i])
+	}
+	ts.Check(filepath.WalkDir(ts.Getenv("ROOT"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() || slices.Contains(allowed, path) {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if bytes.Contains(data, plain) {
+			return fmt.Errorf("%s holds the secret", path)
+		}
+		return err
+	}))
 }
 
 // same A B requires that two names are one file.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -238,6 +239,11 @@ func (x *export) elsewhere(ref Reference, name string) string {
 func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 	if ref.Kind == Tree && x.expanded[name] {
 		x.refuse(ref, "keep the template outside of the folder", "%s is a template of another reference, and is not expanded in a tree", entry.Path)
+		return nil
+	}
+	if ref.Kind == Tree && desired.Encrypted(name) {
+		x.refuse(ref, "name it with storage.files, which gives it an owner and a mode, and keep it outside of the folder",
+			"%s is encrypted, and a folder is written as it is", entry.Path)
 		return nil
 	}
 	if x.done[name] {

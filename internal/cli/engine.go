@@ -15,7 +15,7 @@ import (
 
 // engines are all that this machine has. Salt knows no other root.
 func engines(m *machine) engine.Engines {
-	in := &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Accounts: accounts(m), Runner: run.Host{}}
+	in := &native.Engine{Host: m.host, Blobs: m.dirs.Blobs(), Secrets: m.secrets, Accounts: accounts(m), Runner: run.Host{}}
 	all := engine.Engines{engine.Native: in}
 	if m.host.Live() {
 		for _, caller := range callers(m) {

@@ -16,6 +16,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/survey"
@@ -65,6 +66,7 @@ func statusOf(err error) int {
 		held    *reconcile.HeldError
 		outside *update.OutsideWindowError
 		beside  *asideError
+		keys    *secret.KeyError
 	)
 	switch {
 	case err == nil:
@@ -87,6 +89,8 @@ func statusOf(err error) int {
 		return exitSoftware
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EIO), errors.As(err, &step), errors.As(err, &timeout), errors.Is(err, source.ErrLocal):
 		return exitFailure
+	case errors.As(err, &keys):
+		return exitConfig
 	case errors.As(err, &noHost), errors.As(err, &nobody), errors.As(err, &nothing), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):

@@ -12,6 +12,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/salt"
+	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -28,6 +29,9 @@ func (a *app) writeSLS(ctx context.Context, m *machine, hc *fleet.HostConfig, wa
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return &usageError{fmt.Errorf("--output %s is there already: the folder is made", into)}
+	}
+	if list := undecrypted(want); list != nil {
+		return &finding.Failure{Findings: list}
 	}
 	nothing, err := os.MkdirTemp("", "reconf-pull-")
 	if err != nil {
@@ -51,6 +55,20 @@ func (a *app) writeSLS(ctx context.Context, m *machine, hc *fleet.HostConfig, wa
   salt-call -c %s --local state.apply test=True
   salt-call -c %s --local state.apply
 `, into, dir, dir))
+}
+
+// undecrypted names what the agent alone may write in plain text.
+func undecrypted(want desired.State) finding.List {
+	var list finding.List
+	for _, f := range want.Files {
+		if f.Secret() {
+			list = append(list, finding.Finding{
+				Severity: finding.Error, Position: f.Position, Message: f.Path + " is a secret, which would lie in the folder in plain text",
+				Hint: "the agent makes such a folder itself, in memory, where engine.kind is salt",
+			})
+		}
+	}
+	return list
 }
 
 func request(hc *fleet.HostConfig) engine.Request {

@@ -26,6 +26,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/reconcile"
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/run"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
@@ -39,6 +40,8 @@ type machine struct {
 	host   *host.Host
 	dirs   state.Dirs
 	log    logrus.FieldLogger
+	// secrets are the host's private keys, read when one is needed.
+	secrets *secret.Keys
 }
 
 func (a *app) machine() (*machine, error) {
@@ -69,6 +72,7 @@ func (a *app) machine() (*machine, error) {
 	if m.config, err = config.Load(path, a.config == ""); err != nil {
 		return nil, err
 	}
+	m.secrets = secret.New(m.host, m.config.Secrets.Identities)
 	m.dirs, err = a.dirs(m.host)
 	return m, err
 }
@@ -176,6 +180,8 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	if err != nil {
 		return nil, err
 	}
+	opener := a.contents(m)
+	opener.Secrets = m.secrets
 	r := &reconcile.Reconciler{
 		Host: m.host, Dirs: m.dirs, Source: src, Trust: trust, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict,
 		Settings: plan.Settings{
@@ -183,13 +189,14 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",
 			Watches: m.config.Watches(), Protected: protected(m), Own: own(m),
 		},
-		Contents: a.contents(m),
+		Contents: opener,
 		Accounts: accounts(m), OnChange: systemd.OnChange, Log: m.log,
 		Update:   u,
 		Hooks:    scripts(m),
 		Choose:   chooser(m),
 		Announce: func(*reconcile.Proposal) {},
 	}
+	r.Contents.Opaque = r.Author
 	if r.Update.Reach != nil {
 		r.Update.Reach = func(ctx context.Context) error { return a.reach(ctx, r.Trusted()) }
 	}
@@ -207,7 +214,7 @@ func accounts(m *machine) *host.Accounts { return &host.Accounts{Host: m.host, R
 // update wires what carries changes out and undoes them: it needs no source.
 func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 	u := &update.Update{
-		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Keep: m.config.Keep,
+		Host: m.host, Dirs: m.dirs, State: st, Log: m.log, Secrets: m.secrets, Keep: m.config.Keep,
 		Engine:      engines(m),
 		Units:       &units.Offline{Host: m.host, Log: m.log},
 		MaxAttempts: m.config.Retry.Attempts, Backoff: time.Duration(m.config.Retry.Backoff), KeepFailed: m.config.Apply.OnFailure == "keep",

@@ -27,6 +27,7 @@ const Path = "/etc/reconf-pull/config.toml"
 type Config struct {
 	Source    Source    `toml:"source"`
 	Verify    Verify    `toml:"verify"`
+	Secrets   Secrets   `toml:"secrets"`
 	Host      Host      `toml:"host"`
 	Translate Translate `toml:"translate"`
 	Apply     Apply     `toml:"apply"`
@@ -62,6 +63,11 @@ type Verify struct {
 	RevokedSigners string `toml:"revoked_signers"`
 	Keyring        string `toml:"keyring"`
 	All            bool   `toml:"all"`
+}
+
+// Secrets are the private keys that decrypt what is encrypted to this host.
+type Secrets struct {
+	Identities []string `toml:"identities"`
 }
 
 // Host says which config is this machine's.
@@ -241,6 +247,11 @@ func (c *Config) check(path string, data []byte) finding.List {
 		bad(`verify.all is set and nothing is verified: set mode = "signed" in [verify], or remove it`, "verify", "all")
 	case c.Verify.Mode == "signed" && c.Verify.AllowedSigners == "" && c.Verify.Keyring == "":
 		bad(`verify.mode = "signed" needs allowed_signers, keyring or both`, "verify", "mode")
+	}
+	for _, file := range c.Secrets.Identities {
+		if !filepath.IsAbs(file) {
+			bad("secrets.identities must be absolute paths", "secrets", "identities")
+		}
 	}
 	choice(c.Apply.OnConflict, []string{"replace", "keep", "fail"}, "apply", "on_conflict")
 	choice(c.Apply.OnFailure, []string{"rollback", "keep"}, "apply", "on_failure")

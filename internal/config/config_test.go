@@ -82,6 +82,8 @@ allowed_signers = "/a"
 revoked_signers = "/r"
 keyring = "/g"
 all = true
+[secrets]
+identities = ["/i"]
 [host]
 name = "web1"
 short_name = true
@@ -153,6 +155,7 @@ run = ["/usr/bin/other", "--now"]
 			KnownHosts: "/h", Username: "u", PasswordFile: "/p", TokenFile: "/t", CAFile: "/c",
 		},
 		Verify:    config.Verify{Mode: "signed", AllowedSigners: "/a", RevokedSigners: "/r", Keyring: "/g", All: true},
+		Secrets:   config.Secrets{Identities: []string{"/i"}},
 		Host:      config.Host{Name: "web1", ShortName: true, MachineID: "0123"},
 		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},

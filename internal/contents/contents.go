@@ -23,21 +23,35 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // Opener opens contents.
 type Opener struct {
 	Tree      source.Tree
 	Downloads string // directory of what was fetched over http(s), by its hash
-	MaxFile   int64  // bytes, of what is decompressed or fetched
+	MaxFile   int64  // bytes, of what is decrypted, decompressed or fetched
 	Client    *http.Client
+	// Secrets decrypts; nil where nobody can.
+	Secrets Decrypter
+	// Opaque: encrypted files stand for what is in them, where an author asks about a
+	// host.
+	Opaque bool
 }
+
+// Decrypter decrypts what was encrypted to this host.
+type Decrypter interface {
+	Open(r io.Reader) (io.Reader, error)
+}
+
+// ErrElsewhere says that this is not the host that can decrypt.
+var ErrElsewhere = errors.New("it is encrypted, and only its host decrypts it")
 
 // LimitError says that contents are larger than translate.max_file.
 type LimitError struct{ Max int64 }
 
 func (e *LimitError) Error() string {
-	return fmt.Sprintf("contents are larger than %d bytes once decompressed or fetched (translate.max_file)", e.Max)
+	return fmt.Sprintf("contents are larger than %d bytes once decrypted, decompressed or fetched (translate.max_file)", e.Max)
 }
 
 // Key names the wanted bytes by where they come from: equal keys are equal
@@ -52,6 +66,9 @@ func Key(c desired.Content) string {
 	default:
 		sum := sha256.Sum256(c.Inline)
 		key = "sha256:" + hex.EncodeToString(sum[:])
+	}
+	if c.Secret {
+		key = state.SecretSource + key
 	}
 	if c.Gzip {
 		key = "gunzip+" + key
@@ -69,8 +86,18 @@ func (o *Opener) Open(ctx context.Context, c desired.Content) (io.ReadCloser, er
 		return nil, err
 	}
 	r := &reader{Reader: raw, closers: []io.Closer{raw}}
+	switch {
+	case c.Secret && o.Opaque:
+		c.Gzip = false
+	case c.Secret:
+		plain, err := o.decrypt(raw)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", c.Path, err), raw.Close())
+		}
+		r.Reader, bounded = plain, true
+	}
 	if c.Gzip {
-		unzipped, err := gzip.NewReader(raw)
+		unzipped, err := gzip.NewReader(r.Reader)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("decompressing: %w", err), raw.Close())
 		}
@@ -87,6 +114,13 @@ func (o *Opener) Open(ctx context.Context, c desired.Content) (io.ReadCloser, er
 		r.Reader = verified
 	}
 	return r, nil
+}
+
+func (o *Opener) decrypt(raw io.Reader) (io.Reader, error) {
+	if o.Secrets == nil {
+		return nil, ErrElsewhere
+	}
+	return o.Secrets.Open(raw)
 }
 
 // Sum reads the wanted bytes through and returns their SHA-256 in hex and

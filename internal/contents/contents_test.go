@@ -17,6 +17,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 func zip(t *testing.T, data []byte) []byte {
@@ -239,5 +240,39 @@ func TestKey(t *testing.T) {
 	}
 	if contents.Key(desired.Content{URL: "u", Verify: "sha256-1"}) != contents.Key(desired.Content{URL: "v", Verify: "sha256-1"}) {
 		t.Error("the same bytes from another place have another key")
+	}
+}
+
+// sealed stands for encryption: what is stored is in capital letters.
+type sealed struct{}
+
+func (sealed) Open(r io.Reader) (io.Reader, error) {
+	data, err := io.ReadAll(r)
+	return strings.NewReader(strings.ToLower(string(data))), err
+}
+
+// A secret is decrypted, then decompressed and bounded; where nobody can decrypt it is
+// refused, or stands for itself.
+func TestSecret(t *testing.T) {
+	stored := desired.Content{Inline: []byte("HUNTER2"), Path: "db.age", Secret: true}
+	o := &contents.Opener{MaxFile: 7, Secrets: sealed{}}
+	if got, err := read(t, o, stored); got != "hunter2" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	var limit *contents.LimitError
+	if _, err := read(t, &contents.Opener{MaxFile: 6, Secrets: sealed{}}, stored); !errors.As(err, &limit) {
+		t.Errorf("more than there may be: %v", err)
+	}
+	if _, err := read(t, &contents.Opener{MaxFile: 7}, stored); !errors.Is(err, contents.ErrElsewhere) || !strings.HasPrefix(err.Error(), "db.age: ") {
+		t.Errorf("nobody decrypts: %v", err)
+	}
+	stored.Gzip = true
+	if got, err := read(t, &contents.Opener{MaxFile: 7, Opaque: true}, stored); got != "HUNTER2" || err != nil {
+		t.Errorf("for an author: %q, %v", got, err)
+	}
+	open := stored
+	open.Secret = false
+	if a, b := contents.Key(stored), contents.Key(open); a == b || !strings.Contains(a, state.SecretSource) || strings.Contains(b, state.SecretSource) {
+		t.Errorf("%s, %s", a, b)
 	}
 }

@@ -5,7 +5,12 @@
 // this is decided later, by plan.
 package desired
 
-import "github.com/reconf-pull/reconf-pull/internal/finding"
+import (
+	"slices"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/finding"
+)
 
 // Owner is a user or a group: by name when Name is set, by id otherwise.
 type Owner struct {
@@ -22,7 +27,8 @@ type Content struct {
 	URL     string            `json:"url,omitempty"`     // http(s), only with Verify
 	Headers map[string]string `json:"headers,omitempty"` // sent to the URL's own host only
 	Inline  []byte            `json:"inline,omitempty"`
-	Gzip    bool              `json:"gzip,omitempty"`   // what is stored is gzip, what is wanted is not
+	Secret  bool              `json:"secret,omitempty"` // what is stored is encrypted, what is wanted is not
+	Gzip    bool              `json:"gzip,omitempty"`   // what is stored is gzip, what is wanted is not; once it is decrypted
 	Verify  string            `json:"verify,omitempty"` // sha256-… or sha512-… of the wanted bytes, as Ignition writes it
 }
 
@@ -37,6 +43,14 @@ type File struct {
 	Append      []Content
 	Unsaid      Unsaid
 	Position    finding.Position
+}
+
+// Encrypted tells whether a reference names an encrypted file.
+func Encrypted(path string) bool { return strings.HasSuffix(path, ".age") }
+
+// Secret tells whether any of the file's bytes are one.
+func (f *File) Secret() bool {
+	return f.Contents != nil && f.Contents.Secret || slices.ContainsFunc(f.Append, func(c Content) bool { return c.Secret })
 }
 
 // Unsaid marks what the host config leaves open, so that Mode, User and Group

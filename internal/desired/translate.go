@@ -22,6 +22,7 @@ const UnitDir = "/etc/systemd/system"
 // What Ignition gives to what it creates.
 const (
 	fileMode      = 0o644
+	secretMode    = 0o600 // ours: Ignition knows no secrets
 	directoryMode = 0o755
 )
 
@@ -157,6 +158,10 @@ func (t *translation) file(f types.File) {
 			out.Append = append(out.Append, t.content(f.Path, res, "append", i))
 		}
 	}
+	if out.Secret() && f.Mode == nil {
+		// Also of a file that exists: what is added must not be for everybody to read.
+		out.Mode, out.Unsaid.Mode = secretMode, false
+	}
 	if ok {
 		t.state.Files = append(t.state.Files, out)
 	}
@@ -187,7 +192,12 @@ func (t *translation) content(file string, res types.Resource, field ...any) Con
 	if t.blob != nil && c.URL == "" {
 		if oid, from, ok := t.blob(c.Inline); ok {
 			// What was compared is the stand-in, not the blob.
-			return Content{Blob: oid, Path: from, Gzip: c.Gzip, Verify: c.Verify}
+			found := Content{Blob: oid, Path: from, Secret: Encrypted(from), Gzip: c.Gzip, Verify: c.Verify}
+			if found.Secret && found.Verify != "" {
+				t.fail(t.at.Path(file, append(field, "verification", "hash")...), "leave it out: an encrypted file that was changed does not decrypt",
+					"%s: a verification hash helps everybody who reads the repo to guess what %s says", file, from)
+			}
+			return found
 		}
 	}
 	if problem != nil {

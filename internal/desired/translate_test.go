@@ -171,3 +171,31 @@ func TestIgnoredHash(t *testing.T) {
 		t.Errorf("%v, %v", a, b)
 	}
 }
+
+// A secret is for its owner alone unless the config says a mode, also where it is only
+// appended.
+func TestModeOfSecrets(t *testing.T) {
+	mode := 0o640
+	res := func(name string) types.Resource { return types.Resource{Source: ptr("data:," + name)} }
+	cfg := types.Config{Storage: types.Storage{Files: []types.File{
+		{Node: types.Node{Path: "/a"}, FileEmbedded1: types.FileEmbedded1{Contents: res("x.age")}},
+		{Node: types.Node{Path: "/b"}, FileEmbedded1: types.FileEmbedded1{Contents: res("x.age"), Mode: &mode}},
+		{Node: types.Node{Path: "/c"}, FileEmbedded1: types.FileEmbedded1{Append: []types.Resource{res("x.age")}}},
+		{Node: types.Node{Path: "/d"}, FileEmbedded1: types.FileEmbedded1{Contents: res("x")}},
+		{Node: types.Node{Path: "/e"}, FileEmbedded1: types.FileEmbedded1{Append: []types.Resource{res("x")}}},
+	}}}
+	blob := func(data []byte) (string, string, bool) { return "id of " + string(data), string(data), true }
+	got, findings := desired.Translate(cfg, words{}, blob)
+	if len(findings) > 0 {
+		t.Fatal(findings)
+	}
+	for i, want := range []struct {
+		mode   uint32
+		secret bool
+		unsaid bool
+	}{{0o600, true, false}, {0o640, true, false}, {0o600, true, false}, {0o644, false, false}, {0o644, false, true}} {
+		if f := got.Files[i]; f.Mode != want.mode || f.Secret() != want.secret || f.Unsaid.Mode != want.unsaid {
+			t.Errorf("%+v", f)
+		}
+	}
+}

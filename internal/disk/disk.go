@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 )
 
 // Kind is the kind of file that a path names.
@@ -45,6 +46,17 @@ type Node struct {
 	SHA256 string `json:"sha256,omitempty"`
 	Size   int64  `json:"size,omitempty"`
 	Target string `json:"target,omitempty"` // of links; of a hard link an absolute path
+	// Secret contents are shown to nobody, and kept encrypted only. What the disk has
+	// does not tell: whoever compares knows.
+	Secret bool `json:"secret,omitempty"`
+}
+
+// Stored is the name of the contents in a directory of such.
+func (a Node) Stored() string {
+	if a.Secret {
+		return a.SHA256 + secret.Suffix
+	}
+	return a.SHA256
 }
 
 // Stat is the cheap half of a look: when it is unchanged, the contents are.

@@ -10,9 +10,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"slices"
+	"strconv"
 
+	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -28,6 +33,34 @@ type Job struct {
 	// already counts as changed.
 	CutOff bool
 	Request
+}
+
+// Backup is the name of what the i-th item of a plan found, in the folder of the
+// change's backups.
+func Backup(i int, before disk.Node) string {
+	if before.Secret {
+		return strconv.Itoa(i) + secret.Suffix
+	}
+	return strconv.Itoa(i)
+}
+
+// Stored opens contents that a change stored at the path, decrypted if they are a
+// secret. The error wraps ErrDamaged when they are not there any more: that no key
+// fits does not say so.
+func Stored(path string, node disk.Node, keys *secret.Keys) (io.ReadCloser, error) {
+	var (
+		r   io.ReadCloser
+		err error
+	)
+	if node.Secret {
+		r, err = keys.OpenStored(path)
+	} else {
+		r, err = os.Open(path)
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, secret.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return r, err
 }
 
 // Request is what a change asks of its engine besides the plan. It is pinned

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"path"
 	"unicode/utf8"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
@@ -88,6 +89,27 @@ func Open(tree source.Tree) (*Repo, error) {
 		}
 	}
 	return r, nil
+}
+
+// GroupsOf are the names of the groups that have a host.
+func (r *Repo) GroupsOf(host string) []string { return r.groups(host) }
+
+// Recipients are the public keys of a host, for those who encrypt to it: the file
+// NAME.pub beside its config. It is nothing of the host config.
+func (r *Repo) Recipients(host string) (file string, keys []byte, err error) {
+	for _, dir := range r.dirs() {
+		e, err := r.tree.Entry(path.Join(dir, host+".pub"))
+		var link *source.SymlinkError
+		if errors.Is(err, fs.ErrNotExist) || errors.As(err, &link) {
+			continue
+		}
+		if err != nil {
+			return "", nil, fmt.Errorf("looking for %s.pub: %w", host, err)
+		}
+		keys, err := r.utf8Text(e, maxConfig)
+		return e.Path, keys, err
+	}
+	return "", nil, nil
 }
 
 // utf8Text reads a file that must be UTF-8.

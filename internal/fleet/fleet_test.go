@@ -235,7 +235,6 @@ func TestUnsupported(t *testing.T) {
 	want := []string{
 		"hosts/web1/bundles: container bundles are not supported yet",
 		"hosts/web1/state.toml: state paths are not supported yet",
-		"hosts/web1.bu:6:23: b.age: encrypted files are not supported yet",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

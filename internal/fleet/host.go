@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/reconf-pull/reconf-pull/internal/butane"
+	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -534,10 +535,9 @@ func (r *Repo) references(h *HostConfig, t *templates) error {
 					return err
 				}
 				h.References = append(h.References, found)
-				if what := unsupportedReference(ref); what != "" {
+				if why, hint := undecryptable(ref); why != "" {
 					h.Unsupported = append(h.Unsupported, finding.Finding{
-						Severity: finding.Error, Position: ref.Position,
-						Message: fmt.Sprintf("%s: %s are not supported yet", ref.Path, what),
+						Severity: finding.Error, Position: ref.Position, Message: ref.Path + ": " + why, Hint: hint,
 					})
 				}
 			}
@@ -546,16 +546,25 @@ func (r *Repo) references(h *HostConfig, t *templates) error {
 	return nil
 }
 
-// unsupportedReference: a later release decrypts these, so this one must not
-// write them to a host as they are.
-func unsupportedReference(ref butane.Reference) string {
-	if ref.Kind == butane.Tree {
-		return ""
+// undecryptable says why a reference to an encrypted file cannot be one: only
+// what the agent writes to a file of its own is ever decrypted. Encrypted files in
+// a folder are found by butane.Exporter.
+func undecryptable(ref butane.Reference) (why, hint string) {
+	name, template := strings.CutSuffix(ref.Path, templateSuffix)
+	encrypted := desired.Encrypted(ref.Path)
+	switch {
+	case ref.Kind == butane.Tree:
+	case template && desired.Encrypted(name):
+		return "a template is expanded before anything is decrypted, and an encrypted file is none", "take " + templateSuffix + " off its name"
+	case encrypted && isTemplate(strings.TrimSuffix(ref.Path, ".age")):
+		return "what is decrypted is not expanded", "encrypt the finished file, one for each host, and take " + templateSuffix + " out of its name"
+	case encrypted && strings.HasPrefix(ref.Field, "systemd."):
+		return "units and quadlets cannot be encrypted: systemctl cat shows them to everybody",
+			"put the secret into a file of storage.files and name that with EnvironmentFile= or LoadCredential="
+	case encrypted && ref.Kind == butane.Text:
+		return "only contents of storage.files can be encrypted", "Ignition reads this one at first boot, when nobody decrypts anything"
 	}
-	if path.Ext(ref.Path) == ".age" {
-		return "encrypted files"
-	}
-	return ""
+	return "", ""
 }
 
 // target is the path in the repo that a reference names, unless it is one that

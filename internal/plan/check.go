@@ -168,10 +168,24 @@ func (m *maker) declares(ctx context.Context, what, name string) string {
 	return ""
 }
 
+// secret tells whether what the disk has at a path may be a secret: it was or will
+// be one, or it is or will be a hard link to one.
+func (m *maker) secret(item *Item) bool {
+	paths := []string{item.Path, item.After.Target}
+	if b := m.bases[item.Path]; b != nil {
+		paths = append(paths, b.entry.Target)
+	}
+	return item.After.Secret || slices.ContainsFunc(paths, func(p string) bool {
+		b, w := m.bases[p], m.wants[p]
+		return b != nil && b.secret() || w != nil && w.node.Secret
+	})
+}
+
 // finish sorts what was found and makes the manifest of it.
 func (m *maker) finish() {
 	for _, p := range sortedKeys(m.items) {
 		item := m.items[p]
+		item.Before.Secret = item.Before.Kind == disk.File && m.secret(item)
 		m.plan.Items = append(m.plan.Items, *item)
 	}
 	slices.SortFunc(m.next, func(a, b state.Entry) int { return strings.Compare(a.Path, b.Path) })

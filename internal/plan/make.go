@@ -18,6 +18,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -38,9 +39,9 @@ type Input struct {
 	Attempts []Attempt
 	// Ignored are the ignored sections of the applied generation.
 	Ignored []desired.Section
-	// Stored opens contents of the applied generation by their SHA-256. When it is
-	// set the plan brings back that generation, and Desired is not looked at.
-	Stored func(sha256 string) (io.ReadCloser, error)
+	// Stored opens contents of the applied generation. When it is set the plan brings
+	// back that generation, and Desired is not looked at.
+	Stored func(node disk.Node) (io.ReadCloser, error)
 	// OnChange reads X-Reconf-OnChange= out of a unit file and its drop-ins.
 	OnChange func(fragments ...[]byte) string
 }
@@ -149,6 +150,11 @@ func (b *base) matches(n disk.Node) bool {
 		slices.ContainsFunc(b.half, func(a disk.Node) bool { return a.SameContent(n) })
 }
 
+// secret tells whether what we know to have left may be one.
+func (b *base) secret() bool {
+	return b.entry.Secret || slices.ContainsFunc(b.also, func(n disk.Node) bool { return n.Secret })
+}
+
 type seen struct {
 	node disk.Node
 	stat disk.Stat
@@ -209,7 +215,7 @@ func (m *maker) collectWants() {
 		m.want(&want{path: d.Path, node: disk.Node{Kind: disk.Directory, Mode: d.Mode}, user: d.User, group: d.Group, unsaid: d.Unsaid, position: d.Position})
 	}
 	for _, f := range m.Desired.Files {
-		m.want(&want{path: f.Path, node: disk.Node{Kind: disk.File, Mode: f.Mode}, user: f.User, group: f.Group, content: f.Contents, appended: f.Append, unsaid: f.Unsaid, position: f.Position})
+		m.want(&want{path: f.Path, node: disk.Node{Kind: disk.File, Mode: f.Mode, Secret: f.Secret()}, user: f.User, group: f.Group, content: f.Contents, appended: f.Append, unsaid: f.Unsaid, position: f.Position})
 	}
 	for _, l := range m.Desired.Links {
 		kind, target := disk.Link, l.Target
@@ -344,11 +350,18 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	m.leaveUnsaid(w, b, found)
 	item := &Item{Path: w.path, Before: found, After: w.node, Origin: state.Created}
 	err = m.resolveContent(ctx, w, item, b)
+	var (
+		keys   *secret.KeyError
+		hinted interface{ Hint() string }
+	)
 	switch {
-	case errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, unix.ENOSPC), ctx.Err() != nil:
+	case errors.As(err, &keys), errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, unix.ENOSPC), ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", w.path, err) // nothing is wrong with the host config
 	case err != nil:
 		m.problem(w.position, "%s: %v", w.path, err)
+		if errors.As(err, &hinted) {
+			m.problems[len(m.problems)-1].Hint = hinted.Hint()
+		}
 		return nil
 	}
 	if w.node.Kind == disk.HardLink {
@@ -356,11 +369,12 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 			return err
 		}
 	}
-	if err := m.decide(w, item, b); err != nil {
+	if err := m.decide(ctx, w, item, b); err != nil {
 		return err
 	}
 	if item.After.Kind == disk.File && item.After.SHA256 != "" && w.applied == nil {
-		m.plan.Contents = append(m.plan.Contents, Content{SHA256: item.After.SHA256, Size: item.After.Size, Open: item.open})
+		known := b != nil && b.entry.SHA256 == item.After.SHA256 && b.entry.Source == w.source()
+		m.plan.Contents = append(m.plan.Contents, Content{Node: item.After, Known: known, Open: item.open})
 	}
 	entry := state.Entry{Path: w.path, Node: item.After, Origin: item.Origin, Source: w.source()}
 	switch {
@@ -378,7 +392,7 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 
 // decide fills in the action. The wanted state differs from base, from disk,
 // from both or from none.
-func (m *maker) decide(w *want, item *Item, b *base) error {
+func (m *maker) decide(ctx context.Context, w *want, item *Item, b *base) error {
 	same := item.After.Equal(item.Before)
 	if w.node.Kind == disk.HardLink {
 		same = item.Before.Kind == disk.HardLink
@@ -391,6 +405,14 @@ func (m *maker) decide(w *want, item *Item, b *base) error {
 			item.Action, item.Origin = Adopt, m.adoptedOrigin(w.path)
 		default:
 			item.Action, item.Write, item.Origin = Adopt, true, state.Foreign
+			provisioned, err := m.encryptedStill(ctx, w, item.Before)
+			if err != nil {
+				return fmt.Errorf("%s: %w", w.path, err)
+			}
+			if provisioned {
+				item.Origin = state.Provisioned
+				return nil
+			}
 			item.Pristine = m.pristine(item)
 		}
 		return nil
@@ -429,6 +451,31 @@ func (m *maker) decide(w *want, item *Item, b *base) error {
 		item.Note = "changed on the host, not in the repo"
 	}
 	return nil
+}
+
+// encryptedStill tells whether the disk has a secret as the repo has it: plain
+// Butane puts that there. It is nothing that anybody wants back.
+func (m *maker) encryptedStill(ctx context.Context, w *want, found disk.Node) (bool, error) {
+	if !w.node.Secret || found.Kind != disk.File || w.content == nil {
+		return false, nil
+	}
+	r, err := m.concat(ctx, encrypted(append([]desired.Content{*w.content}, w.appended...)))
+	if err != nil {
+		return false, err
+	}
+	sum, _, err := sumOf(r)
+	return sum == found.SHA256, errors.Join(err, r.Close())
+}
+
+// encrypted are contents as the repo has them.
+func encrypted(parts []desired.Content) []desired.Content {
+	parts = slices.Clone(parts)
+	for i := range parts {
+		if parts[i].Secret {
+			parts[i].Secret, parts[i].Gzip = false, false
+		}
+	}
+	return parts
 }
 
 // leaveUnsaid keeps the mode and owner that the config does not say, as
@@ -473,7 +520,7 @@ func (w *want) source() string {
 // resolveContent fills in hash and size of a wanted file and how to open it.
 func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base) error {
 	if w.applied != nil && w.node.SHA256 != "" {
-		item.open = func(context.Context) (io.ReadCloser, error) { return m.Stored(w.node.SHA256) }
+		item.open = func(context.Context) (io.ReadCloser, error) { return m.Stored(w.node) }
 	}
 	if w.node.Kind != disk.File || w.content == nil && len(w.appended) == 0 {
 		return nil
@@ -503,15 +550,11 @@ func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base
 // resolveAppend computes the pristine file plus what is appended, from the
 // kept pristine copy and never from our own result, so that it is idempotent.
 func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base) error {
-	r, err := m.concat(ctx, w.appended)
+	tail, err := m.read(ctx, w.appended)
 	if err != nil {
 		return err
 	}
-	tail, err := io.ReadAll(r)
-	if err = errors.Join(err, r.Close()); err != nil {
-		return err
-	}
-	first, keep, err := m.beforeAppend(w.path, item.Before, b, tail)
+	first, keep, err := m.beforeAppend(ctx, w, item.Before, b, tail)
 	if err != nil {
 		return err
 	}
@@ -521,6 +564,16 @@ func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base)
 	item.Pristine = keep
 	item.After.SHA256, _, err = sumOf(bytes.NewReader(whole))
 	return err
+}
+
+// read is concat for what fits into memory.
+func (m *maker) read(ctx context.Context, parts []desired.Content) ([]byte, error) {
+	r, err := m.concat(ctx, parts)
+	if err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(r)
+	return data, errors.Join(err, r.Close())
 }
 
 // concat reads several contents as one.
@@ -554,7 +607,8 @@ func (s *several) Close() error {
 
 // beforeAppend is what the file holds without what is appended, and how the
 // engine keeps it for the next time.
-func (m *maker) beforeAppend(p string, found disk.Node, b *base, tail []byte) ([]byte, *Pristine, error) {
+func (m *maker) beforeAppend(ctx context.Context, w *want, found disk.Node, b *base, tail []byte) ([]byte, *Pristine, error) {
+	p := w.path
 	node, ok, err := m.Pristine.Node(p)
 	if err != nil {
 		return nil, nil, err
@@ -577,7 +631,14 @@ func (m *maker) beforeAppend(p string, found disk.Node, b *base, tail []byte) ([
 	if err != nil {
 		return nil, nil, err
 	}
-	if rest, ok := bytes.CutSuffix(data, tail); ok {
+	rest, ok := bytes.CutSuffix(data, tail)
+	if !ok && w.node.Secret {
+		if tail, err = m.read(ctx, encrypted(w.appended)); err != nil {
+			return nil, nil, err
+		}
+		rest, ok = bytes.CutSuffix(data, tail)
+	}
+	if ok {
 		return rest, &Pristine{Bytes: int64(len(rest))}, nil // Ignition appended it at first boot
 	}
 	if vendor := m.vendorFile(p); vendor != "" {

@@ -54,6 +54,10 @@ type Item struct {
 	open func(context.Context) (io.ReadCloser, error)
 }
 
+// Secret tells whether the old or the new contents are one. What the disk has
+// where a secret is wanted counts as one: it may be the same in plain text.
+func (i *Item) Secret() bool { return i.Before.Secret || i.After.Secret }
+
 // Open reads the wanted bytes of a file that is about to be written. It is
 // valid only for a plan that Make returned, not for one read back from disk.
 func (i *Item) Open(ctx context.Context) (io.ReadCloser, error) { return i.open(ctx) }
@@ -69,9 +73,10 @@ func (i *Item) NeedsContent() bool {
 
 // Content is the bytes of one managed file.
 type Content struct {
-	SHA256 string
-	Size   int64
-	Open   func(context.Context) (io.ReadCloser, error)
+	disk.Node
+	// Known: by the applied generation, so that they were not read.
+	Known bool
+	Open  func(context.Context) (io.ReadCloser, error)
 }
 
 // Pristine says what to keep of a path that is adopted.

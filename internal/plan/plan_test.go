@@ -963,3 +963,36 @@ func (unread) Open(context.Context, desired.Content) (io.ReadCloser, error) {
 func (unread) Sum(context.Context, desired.Content) (string, int64, error) {
 	return "", 0, errors.New("read")
 }
+
+// A hard link to a secret is one, also as what is kept of it; what leaves or was put
+// in its place likewise.
+func TestSecretsByOtherNames(t *testing.T) {
+	w := newWorld(t, `
+		created file:0600 /etc/db hunter2
+		created hard /etc/linked /etc/db
+		created file /etc/open text
+	`, `
+		file:0600 /etc/db hunter2
+		hard /etc/linked /etc/db
+		file /etc/open text
+		file /etc/other hunter2
+	`, `
+		file:0600 /etc/kept hunter2
+		hard /etc/other /etc/kept
+	`)
+	w.in.Manifest.Entries[0].Secret = true
+	w.in.Desired.Files[0].Contents.Secret = true
+	w.in.Contents.(*contents.Opener).Opaque = true
+	p, err := plan.Make(t.Context(), w.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for i := range p.Items {
+		got[p.Items[i].Path] = p.Items[i].Secret()
+	}
+	want := map[string]bool{"/etc/db": true, "/etc/linked": true, "/etc/open": false, "/etc/kept": true, "/etc/other": true}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
+	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
@@ -680,8 +680,8 @@ func (r *Reconciler) proposeApplied(ctx context.Context, reasons []string, due d
 	if prop.Engine.Choice, err = r.choose(inputs.Migrations); err != nil {
 		return nil, err
 	}
-	return prop, r.plan(ctx, prop, plan.Input{Stored: func(sum string) (io.ReadCloser, error) {
-		return os.Open(filepath.Join(r.Dirs.Blobs(), sum))
+	return prop, r.plan(ctx, prop, plan.Input{Stored: func(node disk.Node) (io.ReadCloser, error) {
+		return engine.Stored(filepath.Join(r.Dirs.Blobs(), node.Stored()), node, r.Update.Secrets)
 	}})
 }
 
@@ -690,7 +690,7 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	defer r.timed(&r.phases.Plan)()
 	prop.Deployment = r.Host.Deployment()
 	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
-	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine()}, r.Settings
+	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine(), Secrets: r.Update.Secrets}, r.Settings
 	in.Settings.Watches = append(slices.Clone(r.Settings.Watches), prop.Watches...)
 	if prop.Retired == fleet.RetiredRemove {
 		in.Settings.AllowMassRemoval = true

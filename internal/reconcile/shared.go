@@ -24,6 +24,8 @@ type Shared struct {
 	known  map[[sha256.Size]byte]*made
 	shapes map[[sha256.Size]byte]*shaped
 	merged map[step]*merged
+	// headers are those of encrypted files, by their object ids.
+	headers map[string]header
 }
 
 // step is one more layer of a group after those that were merged before it.
@@ -50,7 +52,7 @@ const mostTemplate = 4 << 20
 
 // NewShared remembers nothing yet.
 func NewShared() *Shared {
-	return &Shared{nonce: rand.Text(), known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}}
+	return &Shared{nonce: rand.Text(), known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}, headers: map[string]header{}}
 }
 
 // merge merges the layers of groups that a host begins with, up to one that

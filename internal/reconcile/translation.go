@@ -17,6 +17,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
@@ -29,6 +30,9 @@ type Translation struct {
 	Contents *contents.Opener
 	// Overlaps: what two groups set differently is a warning.
 	Overlaps bool
+	// Recipients are the public keys of the host, if they are known where an author
+	// asks: an encrypted file that certainly is for none of them is an error.
+	Recipients []secret.Recipient
 	// Shared, when set, remembers layers of groups for the hosts that come next.
 	Shared *Shared
 }
@@ -156,6 +160,14 @@ func (t Translation) Butane() (_ *Translated, err error) {
 			groups = append(groups, butane.Group{Name: layer.Group, Files: files})
 		}
 	}
+	list, err := t.secrets()
+	if err != nil {
+		return nil, err
+	}
+	for _, doc := range out.Documents {
+		list = doc.Excerpts(list)
+	}
+	out.Findings = append(out.Findings, list...)
 	if t.Overlaps {
 		out.Findings = append(out.Findings, butane.Overlaps(groups)...)
 	}

@@ -17,7 +17,7 @@ func WriteDesired(w io.Writer, s desired.State) error {
 		fmt.Fprintf(&b, "+ %s (directory %04o%s)\n", d.Path, d.Mode, owners(d.User, d.Group))
 	}
 	for _, f := range s.Files {
-		fmt.Fprintf(&b, "+ %s (%04o%s%s)\n", f.Path, f.Mode, owners(f.User, f.Group), from(f))
+		fmt.Fprintf(&b, "+ %s (%04o%s%s)\n", f.Path, f.Mode, owners(f.User, f.Group), secrecy(f)+from(f))
 	}
 	for _, l := range s.Links {
 		arrow := "->"
@@ -66,6 +66,13 @@ func owners(user, group desired.Owner) string {
 		return ""
 	}
 	return " " + name(user) + ":" + name(group)
+}
+
+func secrecy(f desired.File) string {
+	if f.Secret() {
+		return ", secret"
+	}
+	return ""
 }
 
 func from(f desired.File) string {

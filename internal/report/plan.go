@@ -293,7 +293,7 @@ func (t *PlanText) diff(ctx context.Context, item *plan.Item) string {
 	if !item.NeedsContent() && (item.After.Kind != disk.Absent || item.Before.Kind != disk.File) {
 		return ""
 	}
-	if item.After.Kind == disk.File && item.After.Mode&others == 0 || item.Before.Kind == disk.File && item.Before.Mode&others == 0 {
+	if item.Secret() || item.After.Kind == disk.File && item.After.Mode&others == 0 || item.Before.Kind == disk.File && item.Before.Mode&others == 0 {
 		return "      secret, changed\n"
 	}
 	old, err1 := t.before(item)
@@ -406,14 +406,14 @@ type PlanDocument struct {
 	Findings   finding.List `json:"findings,omitempty"`
 }
 
-// Shown is a plan as programs may see it: hashes and sizes of files that others
-// may not read are left out.
+// Shown is a plan as programs may see it: hashes and sizes of secrets, and of files
+// that others may not read, are left out.
 func Shown(p *plan.Plan) *plan.Plan {
 	shown := *p
 	shown.Items = append([]plan.Item{}, p.Items...)
 	for i := range shown.Items {
 		for _, node := range []*disk.Node{&shown.Items[i].Before, &shown.Items[i].After} {
-			if node.Kind == disk.File && node.Mode&others == 0 {
+			if node.Kind == disk.File && (node.Mode&others == 0 || shown.Items[i].Secret()) {
 				node.SHA256, node.Size = "", 0
 			}
 		}

@@ -34,7 +34,8 @@ type Entry struct {
 	disk.Node
 	Origin Origin
 	// Source names the bytes by where they came from (a git object id, say), so
-	// that an unchanged source is not read again to learn its SHA-256.
+	// that an unchanged source is not read again to learn its SHA-256. In the file
+	// it also says that they are a secret.
 	Source string
 	Stat   disk.Stat
 }
@@ -64,6 +65,10 @@ func (m *Manifest) Lookup() map[string]*Entry {
 // The manifest's file: tab-separated lines with csv quoting (RFC 4180), read on
 // most runs and therefore neither JSON nor a database.
 const (
+	// SecretSource is in the Source of an entry whose bytes, or a part of them, were
+	// decrypted.
+	SecretSource = "secret+"
+
 	manifestMagic  = "reconf-pull-manifest"
 	manifestSchema = "1"
 	pathFields     = 14
@@ -102,6 +107,9 @@ func (m *Manifest) encode() ([]byte, error) {
 	rows := [][]string{{manifestMagic, manifestSchema}}
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	for _, e := range m.Entries {
+		if e.Secret && !strings.Contains(e.Source, SecretSource) {
+			e.Source = SecretSource + e.Source
+		}
 		rows = append(rows, []string{
 			"path", escape.Replace(e.Path), string(e.Kind), strconv.FormatUint(uint64(e.Mode), 8), strconv.Itoa(e.UID), strconv.Itoa(e.GID),
 			e.SHA256, escape.Replace(e.Target), string(e.Origin), e.Source,
@@ -177,7 +185,7 @@ func decodeEntry(row []string) (Entry, error) {
 		Path: unescape.Replace(row[1]),
 		Node: disk.Node{
 			Kind: disk.Kind(row[2]), Mode: uint32(number(row[3], 8)), UID: int(number(row[4], 10)), GID: int(number(row[5], 10)),
-			SHA256: row[6], Target: unescape.Replace(row[7]),
+			SHA256: row[6], Target: unescape.Replace(row[7]), Secret: strings.Contains(row[9], SecretSource),
 		},
 		Origin: Origin(row[8]), Source: row[9],
 		Stat: disk.Stat{Inode: inode, Size: number(row[11], 10), MTime: number(row[12], 10), CTime: number(row[13], 10)},

@@ -12,11 +12,15 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 )
 
 // Pristine copies hold what stood at a path before it was managed. They are
-// keyed by path and never replaced.
-type Pristine struct{ Dir string }
+// keyed by path and never replaced. Those of secrets are encrypted.
+type Pristine struct {
+	Dir     string
+	Secrets *secret.Keys
+}
 
 type pristineRecord struct {
 	Path string    `json:"path"`
@@ -44,14 +48,30 @@ func (p Pristine) Node(path string) (node disk.Node, ok bool, err error) {
 	return record.Node, true, nil
 }
 
+// content is where the bytes of a pristine file lie.
+func content(dir string, node disk.Node) string {
+	name := "content"
+	if node.Secret {
+		name += secret.Suffix
+	}
+	return filepath.Join(dir, name)
+}
+
 // Open reads the bytes of a pristine file.
 func (p Pristine) Open(path string) (io.ReadCloser, error) {
-	return os.Open(filepath.Join(p.dir(path), "content"))
+	node, _, err := p.Node(path)
+	if err != nil {
+		return nil, err
+	}
+	if node.Secret {
+		return p.Secrets.OpenStored(content(p.dir(path), node))
+	}
+	return os.Open(content(p.dir(path), node))
 }
 
 // Keep makes the pristine copy of path unless there is one. It is durable when
 // Keep returns: what it copies is about to be replaced.
-func (p Pristine) Keep(path string, node disk.Node, content io.Reader) (err error) {
+func (p Pristine) Keep(path string, node disk.Node, from io.Reader) (err error) {
 	if _, ok, err := p.Node(path); ok || err != nil {
 		return err
 	}
@@ -63,8 +83,8 @@ func (p Pristine) Keep(path string, node disk.Node, content io.Reader) (err erro
 	if err := os.Mkdir(temp, 0o700); err != nil {
 		return err
 	}
-	if content != nil {
-		if err := writeSynced(filepath.Join(temp, "content"), content); err != nil {
+	if from != nil {
+		if err := p.write(content(temp, node), from, node.Secret); err != nil {
 			return fmt.Errorf("keeping the pristine copy of %s: %w", path, err)
 		}
 	}
@@ -81,13 +101,18 @@ func (p Pristine) Keep(path string, node disk.Node, content io.Reader) (err erro
 	return atomicfile.SyncDir(p.Dir)
 }
 
-func writeSynced(path string, r io.Reader) (err error) {
+func (p Pristine) write(path string, r io.Reader, encrypted bool) (err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := io.Copy(f, r); err != nil {
+	if encrypted {
+		err = p.Secrets.Encrypt(f, r)
+	} else {
+		_, err = io.Copy(f, r)
+	}
+	if err != nil {
 		return err
 	}
 	return f.Sync()

@@ -220,3 +220,25 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// The file of a manifest says which contents are secrets, in words that an older
+// release reads too.
+func TestManifestOfSecrets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "manifest")
+	want := &state.Manifest{Entries: []state.Entry{
+		{Path: "/etc/a", Node: disk.Node{Kind: disk.File, SHA256: "x", Secret: true}, Origin: state.Created, Source: "git:1 +" + state.SecretSource + "git:2"},
+		{Path: "/etc/b", Node: disk.Node{Kind: disk.File, SHA256: "y"}, Origin: state.Created, Source: "git:1"},
+		{Path: "/etc/c", Node: disk.Node{Kind: disk.File, SHA256: "z", Secret: true}, Origin: state.Created}, // of an attempt
+	}}
+	fatal(t, state.WriteManifest(path, want))
+	got, err := state.ReadManifest(path)
+	fatal(t, err)
+	for i, entry := range got.Entries {
+		if entry.Secret != want.Entries[i].Secret || i < 2 && entry.Source != want.Entries[i].Source {
+			t.Errorf("%+v", entry)
+		}
+	}
+	if a, b := got.Entries[0].Stored(), got.Entries[1].Stored(); a != "x.age" || b != "y" {
+		t.Errorf("stored as %s and %s", a, b)
+	}
+}

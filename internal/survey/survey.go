@@ -152,7 +152,13 @@ func (v *Validator) host(ctx context.Context, repo *fleet.Repo, shared *reconcil
 	}
 	list := hc.Unsupported
 	hc.Unsupported = nil
-	t := reconcile.Translation{Tree: v.Tree, Config: hc, Strict: true, Contents: v.Contents, Overlaps: v.Overlaps, Shared: shared}
+	recipients, err := Recipients(repo, hc.Name)
+	if errors.As(err, &bad) {
+		list = append(list, bad.Findings...)
+	} else if err != nil {
+		return nil, err
+	}
+	t := reconcile.Translation{Tree: v.Tree, Config: hc, Strict: true, Contents: v.Contents, Overlaps: v.Overlaps, Recipients: recipients, Shared: shared}
 	_, warnings, err := t.Run(ctx)
 	if errors.As(err, &bad) {
 		return append(list, bad.Findings...), nil

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -98,7 +99,7 @@ func (u *Update) pruneBlobs(generations []int) error {
 			return err
 		}
 		for i := range m.Entries {
-			wanted[m.Entries[i].SHA256] = true
+			wanted[m.Entries[i].Stored()] = true
 		}
 	}
 	blobs, err := os.ReadDir(u.Dirs.Blobs())
@@ -108,7 +109,7 @@ func (u *Update) pruneBlobs(generations []int) error {
 	var errs []error
 	for _, blob := range blobs {
 		if !wanted[blob.Name()] {
-			errs = append(errs, os.Remove(filepath.Join(u.Dirs.Blobs(), blob.Name())))
+			errs = append(errs, secret.WithoutPath(os.Remove(filepath.Join(u.Dirs.Blobs(), blob.Name()))))
 		}
 	}
 	return errors.Join(errs...)

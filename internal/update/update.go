@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -32,6 +33,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -67,6 +69,8 @@ type Update struct {
 	Engine engine.Engine
 	Units  Units
 	Log    logrus.FieldLogger
+	// Secrets are the host's keys: backups and contents of secrets are kept encrypted.
+	Secrets *secret.Keys
 	// Keep is how many generations stay on disk, at least 1.
 	Keep int
 	// MaxAttempts is how often a step is begun before it counts as failed for good.
@@ -262,7 +266,7 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		// A disk that is full must not stay full of what the next push replaces.
 		for _, blob := range fresh {
 			if cleanup := os.Remove(blob); cleanup != nil {
-				err = errors.Join(err, cleanup) // the disk that refuses one refuses all
+				err = errors.Join(err, secret.WithoutPath(cleanup)) // the disk that refuses one refuses all
 				break
 			}
 		}
@@ -270,7 +274,10 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 	store := func(c plan.Content) error {
 		stored, err := u.storeBlob(ctx, c)
 		if stored {
-			fresh = append(fresh, u.blob(c.SHA256))
+			fresh = append(fresh, u.blob(c.Node))
+		}
+		if err != nil && c.Secret {
+			return secret.WithoutPath(err)
 		}
 		return err
 	}
@@ -282,7 +289,7 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 			continue
 		}
 		if item.NeedsContent() {
-			if err := store(plan.Content{SHA256: item.After.SHA256, Size: item.After.Size, Open: item.Open}); err != nil {
+			if err := store(plan.Content{Node: item.After, Open: item.Open}); err != nil {
 				return fmt.Errorf("%s: %w", item.Path, err)
 			}
 		}
@@ -294,8 +301,9 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		// The generation keeps all that it manages, also what was there already:
 		// it may have to be brought back while the source cannot be reached. What
 		// this change does not write need not be read to be believed.
-		if info, err := os.Stat(u.blob(content.SHA256)); err == nil && info.Size() == content.Size {
-			continue
+		info, err := os.Stat(u.blob(content.Node))
+		if err == nil && (content.Secret && content.Known || !content.Secret && info.Size() == content.Size) {
+			continue // a secret may have been encrypted anew, because the host has another key
 		}
 		if err := store(content); err != nil {
 			return fmt.Errorf("storing contents: %w", err)
@@ -316,7 +324,7 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 	return state.StageManifest(filepath.Join(dir, "manifest"), &p.Manifest)
 }
 
-func (u *Update) blob(sum string) string { return filepath.Join(u.Dirs.Blobs(), sum) }
+func (u *Update) blob(n disk.Node) string { return filepath.Join(u.Dirs.Blobs(), n.Stored()) }
 
 // keepBefore copies what the change is going to replace.
 func (u *Update) keepBefore(dir string, i int, item *plan.Item) error {
@@ -332,14 +340,14 @@ func (u *Update) keepBefore(dir string, i int, item *plan.Item) error {
 	if err != nil {
 		return err
 	}
-	return copyFile(real, filepath.Join(dir, "backups"), strconv.Itoa(i))
+	return u.copyFile(real, filepath.Join(dir, "backups"), engine.Backup(i, item.Before))
 }
 
 // storeBlob writes the wanted bytes by their hash, unless they are there, and
 // tells whether it did.
 func (u *Update) storeBlob(ctx context.Context, c plan.Content) (stored bool, err error) {
-	final := u.blob(c.SHA256)
-	if whole(final, c.SHA256) {
+	final := u.blob(c.Node)
+	if u.whole(c.Node) {
 		return false, nil
 	}
 	r, err := c.Open(ctx)
@@ -353,26 +361,50 @@ func (u *Update) storeBlob(ctx context.Context, c plan.Content) (stored bool, er
 		return false, err
 	}
 	seen := sha256.New()
-	_, err = io.Copy(io.MultiWriter(f, seen), r)
+	if c.Secret {
+		err = u.Secrets.Encrypt(f, io.TeeReader(r, seen))
+	} else {
+		_, err = io.Copy(io.MultiWriter(f, seen), r)
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return false, errors.Join(err, os.Remove(temp))
 	}
 	if got := hex.EncodeToString(seen.Sum(nil)); got != c.SHA256 {
-		return false, errors.Join(fmt.Errorf("the contents changed while they were read: %s, now %s", c.SHA256, got), os.Remove(temp))
+		changed := errors.New("the contents changed while they were read")
+		if !c.Secret {
+			changed = fmt.Errorf("%w: %s, now %s", changed, c.SHA256, got)
+		}
+		return false, errors.Join(changed, os.Remove(temp))
 	}
 	err = os.Rename(temp, final)
 	return err == nil, err
 }
 
-// whole tells whether a stored file is what its name says: one that an
-// earlier crash cut off is written again.
+// whole tells whether stored contents are what they should be: those that an
+// earlier crash cut off are written again, and so are those of a secret that the
+// host's present key does not decrypt.
+func (u *Update) whole(n disk.Node) bool {
+	if !n.Secret {
+		return whole(u.blob(n), n.SHA256)
+	}
+	r, err := u.Secrets.OpenStored(u.blob(n))
+	if err != nil {
+		return false
+	}
+	defer r.Close()
+	seen := sha256.New()
+	_, err = io.Copy(seen, r)
+	return err == nil && hex.EncodeToString(seen.Sum(nil)) == n.SHA256
+}
+
+// whole tells whether a stored file is what its name says.
 func whole(path, sum string) bool {
 	node, _, err := disk.Read(path)
 	return err == nil && node.SHA256 == sum
 }
 
 func (u *Update) keepPristine(item *plan.Item) error {
-	store := state.Pristine{Dir: u.Dirs.Pristine()}
+	store := state.Pristine{Dir: u.Dirs.Pristine(), Secrets: u.Secrets}
 	from, node := item.Path, item.Before
 	if item.Pristine.Vendor != "" {
 		from = item.Pristine.Vendor
@@ -380,6 +412,7 @@ func (u *Update) keepPristine(item *plan.Item) error {
 		if node, err = disk.At(u.Host, from); err != nil {
 			return err
 		}
+		node.Secret = item.Before.Secret
 	}
 	if node.Kind != disk.File {
 		return store.Keep(item.Path, node, nil)
@@ -408,7 +441,8 @@ func (u *Update) keepPristine(item *plan.Item) error {
 	return store.Keep(item.Path, node, io.LimitReader(f, node.Size))
 }
 
-func copyFile(from, dir, name string) (err error) {
+// copyFile makes a backup: encrypted, if its name says so.
+func (u *Update) copyFile(from, dir, name string) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -422,6 +456,9 @@ func copyFile(from, dir, name string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
+	if strings.HasSuffix(name, secret.Suffix) {
+		return u.Secrets.Encrypt(out, in)
+	}
 	// Never a hard link: a later chmod of the target would reach into the backup.
 	if err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); err == nil {
 		return nil

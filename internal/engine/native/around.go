@@ -169,7 +169,7 @@ func (t *transaction) finish(ctx context.Context) (differing []string, err error
 			return nil, fmt.Errorf("looking at %s: %w", item.Path, err)
 		}
 		if !t.isDone(item, real, now) {
-			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, describe(now), describe(item.After)))
+			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, describe(now, item.Secret()), describe(item.After, item.Secret())))
 		}
 	}
 	if err := t.sync(); err != nil {
@@ -179,7 +179,7 @@ func (t *transaction) finish(ctx context.Context) (differing []string, err error
 }
 
 // describe is a node without its bytes, which may be a secret.
-func describe(n disk.Node) string {
+func describe(n disk.Node, secret bool) string {
 	switch n.Kind {
 	case disk.Absent:
 		return "nothing"
@@ -187,7 +187,7 @@ func describe(n disk.Node) string {
 		return fmt.Sprintf("%s to %s of %d:%d", n.Kind, n.Target, n.UID, n.GID)
 	}
 	text := fmt.Sprintf("%s %04o of %d:%d", n.Kind, n.Mode, n.UID, n.GID)
-	if n.SHA256 != "" {
+	if n.SHA256 != "" && !secret {
 		text += fmt.Sprintf(" with the SHA-256 %.12s", n.SHA256)
 	}
 	return text

@@ -17,6 +17,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 )
 
 // sysusers writes the plan's sysusers.d files before everything else, runs
@@ -138,11 +139,14 @@ func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) er
 	}
 	// The whole path would make a name that is too long for some.
 	sum := sha256.Sum256([]byte(item.Path))
-	prefix := hex.EncodeToString(sum[:8]) + "-"
+	prefix, suffix := hex.EncodeToString(sum[:8])+"-", ""
+	if item.Secret() {
+		suffix = secret.Suffix
+	}
 	base := filepath.Base(item.Path)
 	var name string
 	for n := 0; ; n++ {
-		suffix := "." + strconv.Itoa(n)
+		suffix := "." + strconv.Itoa(n) + suffix
 		name = filepath.Join(dir, prefix+base[:min(len(base), maxName-len(prefix)-len(suffix))]+suffix)
 		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
 			break
@@ -152,7 +156,7 @@ func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) er
 	if now.Kind == disk.Link {
 		err = os.Symlink(now.Target, name)
 	} else {
-		err = copyFile(real, name)
+		err = t.copyFile(real, name)
 	}
 	if err != nil {
 		return err
@@ -161,7 +165,8 @@ func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) er
 	return atomicfile.SyncDir(dir)
 }
 
-func copyFile(from, to string) (err error) {
+// copyFile makes a backup: encrypted, if its name says so.
+func (t *transaction) copyFile(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
@@ -172,7 +177,12 @@ func copyFile(from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if _, err := io.Copy(out, in); err != nil {
+	if strings.HasSuffix(to, secret.Suffix) {
+		err = t.Secrets.Encrypt(out, in)
+	} else {
+		_, err = io.Copy(out, in)
+	}
+	if err != nil {
 		return err
 	}
 	return out.Sync()

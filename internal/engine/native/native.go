@@ -26,6 +26,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/run"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -33,6 +34,7 @@ import (
 type Engine struct {
 	Host     *host.Host
 	Blobs    string // directory of contents by SHA-256, complete for the plan
+	Secrets  *secret.Keys
 	Accounts plan.Accounts
 	Runner   run.Runner
 }
@@ -391,7 +393,7 @@ func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
 		return err
 	}
 	if item.After.SHA256 != "" {
-		err = t.copyBlob(f, item.After.SHA256)
+		err = t.copyBlob(f, item.After)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
@@ -403,11 +405,15 @@ func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
 
 // copyBlob copies what the pin stored, sharing the blocks where the file
 // system can, and checks every byte that it copies.
-func (t *transaction) copyBlob(into *os.File, sum string) error {
-	stored, ok := t.backups[sum]
+func (t *transaction) copyBlob(into *os.File, node disk.Node) error {
+	stored, ok := t.backups[node.Stored()]
 	if !ok {
-		stored = filepath.Join(t.Blobs, sum)
+		stored = filepath.Join(t.Blobs, node.Stored())
 	}
+	if node.Secret {
+		return t.copySecret(into, stored, node)
+	}
+	sum := node.SHA256
 	blob, err := os.Open(stored)
 	if err != nil {
 		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
@@ -426,6 +432,30 @@ func (t *transaction) copyBlob(into *os.File, sum string) error {
 		return fmt.Errorf("%w: %s hashes to %s", engine.ErrDamaged, blob.Name(), got)
 	}
 	return nil
+}
+
+// copySecret decrypts what the pin stored.
+func (t *transaction) copySecret(into io.Writer, stored string, node disk.Node) error {
+	r, err := engine.Stored(stored, node, t.Secrets)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	seen := sha256.New()
+	if _, err := io.Copy(io.MultiWriter(into, seen), r); errors.Is(err, secret.ErrDamaged) {
+		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
+	} else if err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(seen.Sum(nil)); got != node.SHA256 {
+		return fmt.Errorf("%w: it is another secret", engine.ErrDamaged)
+	}
+	return nil
+}
+
+// Contents opens the wanted bytes of a file, as they were pinned.
+func (e *Engine) Contents(node disk.Node) (io.ReadCloser, error) {
+	return engine.Stored(filepath.Join(e.Blobs, node.Stored()), node, e.Secrets)
 }
 
 func (t *transaction) stageLink(item *plan.Item, real string) error {

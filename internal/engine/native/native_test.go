@@ -1,11 +1,13 @@
 package native_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -22,6 +25,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -535,5 +539,66 @@ func TestOwnersThatTheChangeDeclares(t *testing.T) {
 		if e := m.Lookup()["/etc/a"]; e.UID != 77 || e.GID != 78 {
 			t.Errorf("the manifest says %d:%d", e.UID, e.GID)
 		}
+	}
+}
+
+// What is put in the place of a secret while the change runs is kept encrypted, and
+// comes back with the key that it was encrypted to.
+func TestSecretsAreKeptEncrypted(t *testing.T) {
+	b := newBench(t)
+	private, err := age.GenerateX25519Identity()
+	fatal(t, err)
+	key := filepath.Join(t.TempDir(), "key")
+	fatal(t, os.WriteFile(key, []byte(private.String()), 0o600))
+	keys := secret.New(nil, []string{key})
+	b.engine.Secrets = keys
+	stored := func(path, data string) {
+		t.Helper()
+		var out bytes.Buffer
+		b.check(errors.Join(keys.Encrypt(&out, strings.NewReader(data)), os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, out.Bytes(), 0o600)))
+	}
+	before, after, late := "hunter2 before", "hunter2 after", "hunter2 late"
+	b.put("/etc/db", before)
+	node := disk.Node{Kind: disk.File, Mode: 0o600, SHA256: sum(after), Size: int64(len(after)), Secret: true}
+	stored(filepath.Join(b.engine.Blobs, node.Stored()), after)
+	b.want("/etc/db", node)
+	item := &b.job.Plan.Items[0]
+	item.Before.Secret = true
+	stored(filepath.Join(b.job.Dir, "backups", engine.Backup(0, item.Before)), before)
+	b.put("/etc/db", late)
+	_, err = b.engine.Apply(t.Context(), b.job)
+	b.check(err)
+	if data, err := os.ReadFile(b.at("/etc/db")); string(data) != after {
+		t.Errorf("%q, %v", data, err)
+	}
+	_, err = b.engine.Rollback(t.Context(), b.job)
+	b.check(err)
+	if data, err := os.ReadFile(b.at("/etc/db")); string(data) != before {
+		t.Errorf("rolled back to %q, %v", data, err)
+	}
+	files := 0
+	for _, dir := range []string{b.job.Dir, b.engine.Blobs} {
+		fatal(t, filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if bytes.Contains(data, []byte("hunter2")) {
+				t.Errorf("%s is in plain text", path)
+			}
+			if strings.Contains(path, "/late/") {
+				files++
+				r, err := keys.OpenStored(path)
+				fatal(t, err)
+				defer r.Close()
+				if data, err := io.ReadAll(r); string(data) != late {
+					t.Errorf("%q, %v", data, err)
+				}
+			}
+			return err
+		}))
+	}
+	if files != 1 {
+		t.Errorf("%d late versions are kept", files)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
@@ -75,8 +74,9 @@ func (e *Engine) inverse(job *engine.Job) (*plan.Plan, map[string]string, []stri
 		if item.Linked != "" {
 			after = disk.Node{Kind: disk.HardLink, Target: item.Linked, UID: after.UID, GID: after.GID}
 		} else if after.Kind == disk.File && !item.After.SameContent(after) {
-			backups[after.SHA256] = filepath.Join(job.Dir, "backups", strconv.Itoa(i))
+			backups[after.Stored()] = filepath.Join(job.Dir, "backups", engine.Backup(i, after))
 		}
+		now.Secret = item.Secret()
 		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true})
 	}
 	full, err := e.keepFull(back)

@@ -60,13 +60,7 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (result engine.Resu
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(t.folder)) }()
 	t.now = e.look
-	t.open = func(_ context.Context, item *plan.Item) (io.ReadCloser, error) {
-		f, err := os.Open(filepath.Join(e.Native.Blobs, item.After.SHA256))
-		if errors.Is(err, os.ErrNotExist) {
-			err = fmt.Errorf("%w: %w", engine.ErrDamaged, err)
-		}
-		return f, err
-	}
+	t.open = func(_ context.Context, item *plan.Item) (io.ReadCloser, error) { return e.Native.Contents(item.After) }
 	if err := t.write(ctx); err != nil {
 		return result, e.untouched(fmt.Errorf("writing the SLS tree: %w", err), job)
 	}

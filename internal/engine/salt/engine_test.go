@@ -1,14 +1,19 @@
 package salt_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"filippo.io/age"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
@@ -18,6 +23,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
@@ -31,6 +37,7 @@ type standIn struct {
 	calls   [][]string
 	folder  string
 	stopped int
+	look    func(folder string) // during a call
 }
 
 func (*standIn) Name() string                    { return engine.Salt }
@@ -46,6 +53,9 @@ func (s *standIn) Call(ctx context.Context, c salt.Call) (salt.Answer, error) {
 	s.folder = c.Folder
 	if info, err := os.Stat(c.Folder); err != nil || info.Mode().Perm() != 0o700 {
 		s.t.Errorf("the folder: %v, %v", info.Mode(), err)
+	}
+	if s.look != nil {
+		s.look(c.Folder)
 	}
 	if s.fails != nil {
 		return salt.Answer{}, s.fails
@@ -225,6 +235,65 @@ func TestSweep(t *testing.T) {
 	}
 	if err := salt.Sweep(t.Context(), b.Run, b.caller); err != nil || b.caller.stopped != 1 {
 		t.Errorf("%v, stopped %d times", err, b.caller.stopped)
+	}
+	b.clean(t)
+}
+
+// The bytes of a secret lie in the folder while Salt runs and go with it. What Salt is
+// told names neither them nor their hash.
+func TestSecretsGoWithTheFolder(t *testing.T) {
+	b := newBench(t, "/etc/l")
+	private, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte(private.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.Native.Secrets = secret.New(nil, []string{key})
+	const plain = "hunter2"
+	sum := fmt.Sprintf("%x", sha256.Sum256([]byte(plain)))
+	item := plan.Item{Path: "/etc/db", Write: true, After: disk.Node{Kind: disk.File, Mode: 0o600, SHA256: sum, Size: int64(len(plain)), Secret: true}}
+	var stored bytes.Buffer
+	if err := errors.Join(b.Native.Secrets.Encrypt(&stored, strings.NewReader(plain)),
+		os.WriteFile(filepath.Join(b.Native.Blobs, item.After.Stored()), stored.Bytes(), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	b.job.Plan.Items = append([]plan.Item{item}, b.job.Plan.Items...)
+	b.caller.fails = errors.New("no answer")
+	b.caller.look = func(folder string) {
+		var holding []string
+		err := filepath.WalkDir(folder, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if bytes.Contains(data, []byte(plain)) {
+				holding = append(holding, filepath.Base(filepath.Dir(path)))
+			}
+			if bytes.Contains(data, []byte(sum)) || strings.Contains(path, sum) {
+				t.Errorf("%s tells the hash", path)
+			}
+			return err
+		})
+		if err != nil || !slices.Equal(holding, []string{"files"}) {
+			t.Errorf("the secret is in %v, %v", holding, err)
+		}
+	}
+	if _, err := b.Apply(t.Context(), b.job); err == nil || len(b.caller.calls) != 1 || strings.Contains(err.Error(), sum) {
+		t.Errorf("%d calls, %v", len(b.caller.calls), err)
+	}
+	b.clean(t)
+	// Another key than the one that it was stored for: nothing is begun.
+	other, err := age.GenerateX25519Identity()
+	if err = errors.Join(err, os.WriteFile(key, []byte(other.String()), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	b.Native.Secrets = secret.New(nil, []string{key})
+	var nobody *secret.NoIdentityError
+	if _, err := b.Apply(t.Context(), b.job); !errors.As(err, &nobody) || !errors.Is(err, engine.ErrUntouched) || errors.Is(err, engine.ErrDamaged) || strings.Contains(err.Error(), sum) {
+		t.Errorf("%v", err)
 	}
 	b.clean(t)
 }

@@ -206,7 +206,7 @@ func (t *tree) writeFiles(ctx context.Context) error {
 }
 
 func (t *tree) store(ctx context.Context, item *plan.Item) (err error) {
-	name := filepath.Join(t.folder, slsDir, filesDir, item.After.SHA256)
+	name := filepath.Join(t.folder, slsDir, filesDir, bytesOf(item))
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil
@@ -224,10 +224,22 @@ func (t *tree) store(ctx context.Context, item *plan.Item) (err error) {
 	if _, err := io.Copy(io.MultiWriter(f, seen), r); err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(seen.Sum(nil)); got != item.After.SHA256 {
+	if got := hex.EncodeToString(seen.Sum(nil)); got != item.After.SHA256 && item.Secret() {
+		return fmt.Errorf("%w: it is another secret", engine.ErrDamaged)
+	} else if got != item.After.SHA256 {
 		return fmt.Errorf("%w: what is %s hashes to %s", engine.ErrDamaged, item.After.SHA256, got)
 	}
 	return nil
+}
+
+// bytesOf is the name of a file's bytes in the tree. What Salt says of it ends in
+// the journal, so that of a secret tells nothing of what is in it.
+func bytesOf(item *plan.Item) string {
+	if !item.Secret() {
+		return item.After.SHA256
+	}
+	sum := sha256.Sum256([]byte(item.Path))
+	return "secret-" + hex.EncodeToString(sum[:])
 }
 
 // writes are the items that are carried out, in their order.
@@ -346,7 +358,7 @@ func (t *tree) state(b *strings.Builder, item *plan.Item, included map[string]bo
 	case disk.File:
 		function = "file.managed"
 		if needsSource(item, now) {
-			arg("source", quote("salt://"+filesDir+"/"+after.SHA256))
+			arg("source", quote("salt://"+filesDir+"/"+bytesOf(item)))
 		} else {
 			arg("replace", "false")
 		}
