@@ -270,7 +270,8 @@ func TestSecretOnBootedHost(t *testing.T) {
 		m.push("storage:", "  files:",
 			"    - {path: /etc/app/db.env, contents: {local: db.age}}",
 			"systemd:", "  units:", "    - name: app.service", "      enabled: true", "      contents: |",
-			"        [Service]", "        EnvironmentFile=/etc/app/db.env", "        ExecStart=/bin/sh -c 'echo $${PASSWORD} >/run/app; exec sleep infinity'",
+			"        [Service]", "        Type=oneshot", "        RemainAfterExit=true", // it has written when it is started
+			"        EnvironmentFile=/etc/app/db.env", "        ExecStart=/bin/sh -c 'echo $${PASSWORD} >/run/app'",
 			"        [Install]", "        WantedBy=multi-user.target")
 	}
 	m.write("/etc/reconf-pull/config.toml", "[source]", "url = '"+bootedhost.RepoURL+"'", "[service]", "settle = '500ms'",

@@ -115,7 +115,7 @@ it or a file that it refers to has changed makes the running host match.
 	cmd.AddCommand(
 		a.runCommand(), a.planCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.suspendCommand(), a.resumeCommand(), a.retryCommand(), a.rollbackCommand(), a.acceptHistoryCommand(), a.lockCommand(),
-		a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.explainCommand(), a.hashCommand(), a.translateCommand(), a.versionCommand(), a.reachCommand(),
+		a.validateCommand(), a.hostsCommand(), a.affectedCommand(), a.explainCommand(), a.encryptCommand(), a.hashCommand(), a.translateCommand(), a.versionCommand(), a.reachCommand(),
 	)
 	return cmd
 }

@@ -67,6 +67,7 @@ func statusOf(err error) int {
 		outside *update.OutsideWindowError
 		beside  *asideError
 		keys    *secret.KeyError
+		noKey   *noKeyError
 	)
 	switch {
 	case err == nil:
@@ -91,7 +92,7 @@ func statusOf(err error) int {
 		return exitFailure
 	case errors.As(err, &keys):
 		return exitConfig
-	case errors.As(err, &noHost), errors.As(err, &nobody), errors.As(err, &nothing), errors.As(err, &other), errors.As(err, &machine):
+	case errors.As(err, &noHost), errors.As(err, &noKey), errors.As(err, &nobody), errors.As(err, &nothing), errors.As(err, &other), errors.As(err, &machine):
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable

@@ -5,13 +5,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
+	"github.com/go-git/go-git/v5/plumbing/format/index"
 	"github.com/go-git/go-git/v5/plumbing/storer"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 
@@ -178,6 +181,17 @@ func (l *Local) Tree(revision string) (_ source.Tree, commit string, err error) 
 		return nil, "", fail(err)
 	}
 	return newTree(l.m, plumbing.NewHash(folder.ID)), id.String(), nil
+}
+
+// Tracked tells whether git follows a file of the directory that was opened.
+func (l *Local) Tracked(name string) (_ bool, err error) {
+	defer recovered(&err)
+	known, err := l.repo.Storer.Index()
+	if err != nil {
+		return false, err
+	}
+	whole := path.Join(l.sub, name)
+	return slices.ContainsFunc(known.Entries, func(e *index.Entry) bool { return e.Name == whole }), nil
 }
 
 // MissingError says that a local repository has not all objects of a commit.
