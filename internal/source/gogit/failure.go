@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -116,6 +117,8 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		network   *net.OpError
 		alert     tls.AlertError
 		redirect  *redirectError
+		refuses   *proxyError
+		asked     *url.Error
 		status    *statusError
 		limit     *limitError
 		said      *saidError
@@ -124,6 +127,9 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		text0     = printable(firstLine(err.Error()))
 	)
 	host := s.remote.address()
+	if errors.As(err, &asked) { // the URL is said already
+		text0 = printable(firstLine(asked.Err.Error()))
+	}
 	switch {
 	case errors.As(err, &branch):
 		return branch.Error(), branch.hint()
@@ -138,6 +144,8 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 			"The server stalls or the repository is large: see source.timeout."
 	case errors.Is(ctx.Err(), context.Canceled):
 		return "interrupted", ""
+	case errors.As(err, &refuses):
+		return refuses.Error(), "Check https_proxy and no_proxy in the environment of the service; a password for the proxy belongs into a file that root alone can read (EnvironmentFile=)."
 	case errors.As(err, &network) && network.Op == "proxyconnect":
 		return "the proxy that the environment names cannot be reached: " + printable(network.Err.Error()), "Check https_proxy and no_proxy in the environment of the service."
 	case errors.As(err, &dns) && dns.IsNotFound:
@@ -205,8 +213,6 @@ func (s *Source) describeStatus(e *statusError) (text, hint string) {
 		return "access refused (403): " + orNothing(e.reason), "Whoever the credentials are for may not read this repository."
 	case http.StatusNotFound:
 		return s.notFound()
-	case http.StatusProxyAuthRequired:
-		return "the proxy asks for credentials (407)", "Put them into https_proxy, in an environment file that root alone can read."
 	}
 	return fmt.Sprintf("the server answered %d: %s", e.code, orNothing(e.reason)), "Look into the server's log."
 }

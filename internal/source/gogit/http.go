@@ -56,6 +56,13 @@ func (e *statusError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("the server answered %d %s: %s", e.code, http.StatusText(e.code), e.reason))
 }
 
+// proxyError is a proxy that does not let through.
+type proxyError struct{ code int }
+
+func (e *proxyError) Error() string {
+	return fmt.Sprintf("the proxy refuses: %d %s", e.code, http.StatusText(e.code))
+}
+
 func (s *Source) dialHTTP() (link, error) {
 	ep := s.remote.endpoint
 	base, err := url.Parse(ep.String())
@@ -73,6 +80,12 @@ func (s *Source) dialHTTP() (link, error) {
 	l.secret = l.secret || len(settings.Certificates) > 0
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig, t.MaxResponseHeaderBytes = settings, maxHeader
+	t.OnProxyConnectResponse = func(_ context.Context, _ *url.URL, _ *http.Request, r *http.Response) error {
+		if r.StatusCode != http.StatusOK {
+			return &proxyError{r.StatusCode}
+		}
+		return nil
+	}
 	l.client = &http.Client{Transport: t, CheckRedirect: l.redirect}
 	return l, nil
 }

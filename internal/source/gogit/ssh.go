@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -217,7 +218,10 @@ func (s *Source) hostKeys(c *ssh.ClientConfig) error {
 	check := db.HostKeyCallback()
 	// Without this the server offers a key of the type that it likes best, which
 	// may not be the one that is known: golang/go#49631.
-	c.HostKeyAlgorithms = db.HostKeyAlgorithms(address)
+	if c.HostKeyAlgorithms = db.HostKeyAlgorithms(address); len(c.HostKeyAlgorithms) == 0 {
+		// Who knows nothing of it wants to read the fingerprint that ssh-keyscan prints.
+		c.HostKeyAlgorithms = slices.DeleteFunc(ssh.SupportedAlgorithms().HostKeys, func(a string) bool { return strings.Contains(a, "-cert-") })
+	}
 	c.HostKeyCallback = func(host string, addr net.Addr, key ssh.PublicKey) error {
 		err := check(host, addr, key)
 		var mismatch *xknownhosts.KeyError
@@ -244,6 +248,11 @@ func (s *Source) hostKeys(c *ssh.ClientConfig) error {
 				text: fmt.Sprintf("the SSH host key of %s has changed: it offered %s, known is %s", host, fingerprint(key), strings.Join(known, " and ")),
 				hint: "Either the server got a new key, or somebody stands in between: ask its operator for the fingerprint before replacing the line.",
 			}
+		case strings.Contains(err.Error(), "no authorities for hostname"):
+			return &hostKeyError{
+				text: fmt.Sprintf("the SSH host key of %s is signed by a CA that is not known for it: it offered %s", host, fingerprint(key)),
+				hint: "What is known of this server is in " + strings.Join(files, ", ") + ".",
+			}
 		default:
 			return &hostKeyError{
 				text: fmt.Sprintf("the SSH host key of %s, %s, is refused: %s", host, fingerprint(key), strings.TrimPrefix(err.Error(), "ssh: ")),
@@ -263,9 +272,8 @@ func (s *Source) scanHint() string {
 }
 
 func fingerprint(key ssh.PublicKey) string {
-	text := key.Type() + " " + ssh.FingerprintSHA256(key)
 	if cert, ok := key.(*ssh.Certificate); ok {
-		text += ", signed by " + fingerprint(cert.SignatureKey)
+		return key.Type() + " " + ssh.FingerprintSHA256(cert.Key) + ", signed by " + fingerprint(cert.SignatureKey)
 	}
-	return text
+	return key.Type() + " " + ssh.FingerprintSHA256(key)
 }
