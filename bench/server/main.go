@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"math/big"
 	"net"
@@ -28,10 +29,33 @@ func main() {
 	repos := flag.String("repos", "", "directory of the repositories")
 	ca := flag.String("ca", "", "file for the certificate")
 	port := flag.Int("port", 0, "port on 127.0.0.1")
+	ask := flag.Bool("ask", false, "ask the server how many bytes of response bodies there were since it was last asked")
 	flag.Parse()
-	if err := serve(*backend, *repos, *ca, *port); err != nil {
+	do := func() error { return serve(*backend, *repos, *ca, *port) }
+	if *ask {
+		do = func() error { return counted(*ca, *port) }
+	}
+	if err := do(); err != nil {
 		log.Fatal(err)
 	}
+}
+
+// counted asks a server that runs.
+func counted(ca string, port int) error {
+	data, err := os.ReadFile(ca)
+	if err != nil {
+		return err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(data)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	resp, err := client.Get(fmt.Sprintf("https://127.0.0.1:%d/-/bytes", port))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
 }
 
 func serve(backend, repos, ca string, port int) error {
@@ -44,7 +68,6 @@ func serve(backend, repos, ca string, port int) error {
 	var body atomic.Int64
 	mux := http.NewServeMux()
 	mux.Handle("/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { git.ServeHTTP(&counter{w, &body}, r) }))
-	// How many bytes of response bodies there were since it was last asked.
 	mux.HandleFunc("/-/bytes", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, body.Swap(0)) })
 	server := &http.Server{
 		Addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Handler: mux, ReadHeaderTimeout: time.Minute,
