@@ -592,7 +592,7 @@ func TestSilentAtEveryByte(t *testing.T) {
 		address, passed := relay(t, c.to, 1<<30)
 		newSource(t, options(address, time.Minute)).mustFetch(t, git(t, repo, "rev-parse", "HEAD"))
 		all := passed.Load()
-		const points = 40
+		const points = 20
 		for n := range int64(points) {
 			t.Run(fmt.Sprintf("%s %d", scheme, n), func(t *testing.T) {
 				t.Parallel()
