@@ -64,8 +64,8 @@ func (e *proxyError) Error() string {
 }
 
 func (s *Source) dialHTTP() (link, error) {
-	ep := s.remote.endpoint
-	base, err := url.Parse(ep.String())
+	// Not the endpoint, which has lost what is escaped.
+	base, err := url.Parse(s.URL)
 	if err != nil {
 		return nil, errors.New("source.url is no URL")
 	}

@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 )
@@ -606,4 +607,35 @@ func TestSilentAtEveryByte(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Paths may hold what URLs and shells give a meaning to.
+func TestOddPaths(t *testing.T) {
+	repo := fleet(t)
+	odd := filepath.Join(filepath.Dir(repo), "it's a 100% fleet!")
+	if err := os.Rename(repo, odd); err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, filepath.Dir(odd), systemCA.issue(t, time.Hour, "127.0.0.1"), nil, nil)
+	follow(t, odd, newSource(t, gogit.Options{URL: s.at("/it's%20a%20100%25%20fleet!")}))
+	key := clientKey(t)
+	port, hostKeys := sshd(t, key+".pub", "AcceptEnv GIT_PROTOCOL")
+	known := filepath.Join(t.TempDir(), "known_hosts")
+	write(t, known, knownLine(port, hostKeys[0])+"\n")
+	follow(t, odd, newSource(t, gogit.Options{URL: fmt.Sprintf("%s@127.0.0.1:%d:%s", username(t), port, odd), KnownHosts: []string{known}, SSHKey: key}))
+}
+
+func TestIPv6(t *testing.T) {
+	repo := fleet(t)
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		lacking.Skip(t, "there is no IPv6: %v", err)
+	}
+	s := httptest.NewUnstartedServer(backend(t, filepath.Dir(repo)))
+	s.Listener.Close()
+	s.Listener = l
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{systemCA.issue(t, time.Hour, "::1")}}
+	s.StartTLS()
+	defer s.Close()
+	follow(t, repo, newSource(t, gogit.Options{URL: s.URL + "/fleet"}))
 }
