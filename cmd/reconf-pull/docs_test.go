@@ -123,7 +123,7 @@ func TestExamplesDecode(t *testing.T) {
 			if b.language != "toml" {
 				continue
 			}
-			if _, err := config.Load(write(t, b.text), false); err != nil {
+			if _, err := config.Load(write(t, b.text), false, ""); err != nil {
 				t.Errorf("%s: %v\n%s", name, err, b.text)
 			}
 		}
@@ -140,7 +140,7 @@ func TestExamplesDecode(t *testing.T) {
 			t.Errorf("the defaults in docs/fleet.md are %+v", c)
 		}
 	}
-	if _, err := config.Load("../../packaging/config.toml", false); err != nil {
+	if _, err := config.Load("../../packaging/config.toml", false, ""); err != nil {
 		t.Error(err)
 	}
 }

@@ -16,14 +16,38 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
-// What a host config may refer to. Butane holds a layer and all text that it
-// refers to in memory several times over.
+// Limits bound what a host config may refer to. 0 is the default.
+type Limits struct {
+	// MaxText is bytes of one file that Butane reads or that is expanded, before and
+	// after. Butane holds a layer and all text that it refers to in memory several
+	// times over.
+	MaxText    int64
+	MaxEntries int // of all trees together, and references
+	MaxDepth   int // folders of a tree in one another
+}
+
+// The limits that hold when nothing else is said.
 const (
-	maxText    = 1 << 20
-	maxEntries = 100_000
-	maxDepth   = 64
-	maxTarget  = 4096 // the kernel's bound on the target of a symlink
+	DefaultMaxText    = 1 << 20
+	DefaultMaxEntries = 100_000
+	DefaultMaxDepth   = 64
 )
+
+// OrDefault puts the default where there is no limit.
+func (l Limits) OrDefault() Limits {
+	if l.MaxText <= 0 {
+		l.MaxText = DefaultMaxText
+	}
+	if l.MaxEntries <= 0 {
+		l.MaxEntries = DefaultMaxEntries
+	}
+	if l.MaxDepth <= 0 {
+		l.MaxDepth = DefaultMaxDepth
+	}
+	return l
+}
+
+const maxTarget = 4096 // the kernel's bound on the target of a symlink
 
 // placeholderPrefix begins every placeholder; what follows it is checked too.
 const placeholderPrefix = "reconf-pull placeholder "
@@ -53,6 +77,7 @@ type Exporter struct {
 	FilesDir string // files_dir of fleet.toml: a folder of the repo, "." for its root
 	Dir      string // exists, is empty and only ours
 	Nonce    string
+	Limits   Limits
 	// Expand, when set, is applied to a reference whose file name ends in .tmpl.
 	// Its error names the file.
 	Expand func(path string, data []byte) ([]byte, error)
@@ -88,17 +113,18 @@ func (e *Exporter) Check(refs []Reference) (finding.List, error) {
 }
 
 func (e *Exporter) begin(root *os.Root) *export {
-	return &export{Exporter: e, root: root, text: map[string]bool{}, expanded: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
+	return &export{Exporter: e, limits: e.Limits.OrDefault(), root: root, text: map[string]bool{}, expanded: map[string]bool{}, done: map[string]bool{}, folders: map[string]bool{}}
 }
 
 // references exports all of them, up to a failure of the repo or the directory.
 func (x *export) references(refs []Reference) error {
-	if len(refs) > maxEntries {
-		last := refs[maxEntries]
+	if most := x.limits.MaxEntries; len(refs) > most {
+		last := refs[most]
 		x.findings = append(x.findings, finding.Finding{
 			Severity: finding.Error,
 			Position: last.Position,
-			Message:  fmt.Sprintf("more than %d references in one host config", maxEntries),
+			Message:  fmt.Sprintf("more than %d references in one host config", most),
+			Hint:     "the limit is translate.max_entries",
 		})
 		return nil
 	}
@@ -121,6 +147,7 @@ func (x *export) references(refs []Reference) error {
 // export is one run of an Exporter.
 type export struct {
 	*Exporter
+	limits   Limits
 	root     *os.Root        // nil: nothing is written
 	text     map[string]bool // wanted as text by some reference, relative to the files-dir
 	expanded map[string]bool // a template to some reference
@@ -254,8 +281,8 @@ func (x *export) blob(ref Reference, entry source.Entry, name string) error {
 		return err
 	}
 	whole := x.text[name]
-	if whole && size > maxText {
-		x.refuse(ref, "", "%s has %d bytes, and Butane must read it: at most %d (1 MiB) are allowed", entry.Path, size, maxText)
+	if whole && size > x.limits.MaxText {
+		x.refuse(ref, "the limit is translate.max_text", "%s has %d bytes, and Butane must read it: at most %d are allowed", entry.Path, size, x.limits.MaxText)
 		return nil
 	}
 	data := Placeholder(x.Nonce, entry.ID, entry.Path)
@@ -293,7 +320,7 @@ func (x *export) read(entry source.Entry) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(r, maxText+1))
+	data, err := io.ReadAll(io.LimitReader(r, x.limits.MaxText+1))
 	return data, errors.Join(err, r.Close())
 }
 
@@ -368,8 +395,8 @@ type inTree struct {
 }
 
 func (x *export) gather(ref Reference, folder inTree, depth int, all *[]inTree) (bool, error) {
-	if depth > maxDepth {
-		x.refuse(ref, "", "%s is nested more than %d folders deep", folder.Path, maxDepth)
+	if depth > x.limits.MaxDepth {
+		x.refuse(ref, "the limit is translate.max_depth", "%s is nested more than %d folders deep", folder.Path, x.limits.MaxDepth)
 		return false, nil
 	}
 	*all = append(*all, folder)
@@ -378,8 +405,8 @@ func (x *export) gather(ref Reference, folder inTree, depth int, all *[]inTree) 
 		return false, err
 	}
 	for _, entry := range list {
-		if x.entries++; x.entries > maxEntries {
-			x.refuse(ref, "", "the trees of one host config have more than %d entries", maxEntries)
+		if x.entries++; x.entries > x.limits.MaxEntries {
+			x.refuse(ref, "the limit is translate.max_entries", "the trees of one host config have more than %d entries", x.limits.MaxEntries)
 			return false, nil
 		}
 		found := inTree{entry, path.Join(folder.name, path.Base(entry.Path))}

@@ -96,7 +96,7 @@ func statusOf(err error) int {
 		return exitNoInput
 	case errors.Is(err, source.ErrUnavailable):
 		return exitUnavailable
-	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid), errors.As(err, &choice):
+	case errors.Is(err, source.ErrUntrusted), errors.Is(err, source.ErrMalformed), errors.Is(err, source.ErrNotFastForward), errors.As(err, &refused), errors.As(err, &invalid), errors.As(err, &choice):
 		return exitDataErr
 	case errors.As(err, &outside), errors.As(err, &stale), errors.Is(err, lock.ErrBusy):
 		return exitTempFail

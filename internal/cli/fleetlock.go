@@ -51,6 +51,7 @@ func (a *app) fleetLock(m *machine) (lock.Lock, error) {
 				return nil, err
 			}
 			certname := strings.ToLower(full)
+			options.Foreign = true
 			options.Cert, options.Key = puppet+"/certs/"+certname+".pem", puppet+"/private_keys/"+certname+".pem"
 			if options.CA == "" {
 				options.CA = puppet + "/certs/ca.pem"

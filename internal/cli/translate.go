@@ -103,7 +103,7 @@ func (a *app) findHost(m *machine, tree source.Tree, author bool) (source.Tree, 
 	if err != nil {
 		return nil, nil, err
 	}
-	machine := fleet.Machine{Names: names}
+	machine := fleet.Machine{Names: names, Limits: limits(m)}
 	if !author {
 		machine.Facts = &fleet.Facts{Arch: runtime.GOARCH, MachineID: m.host.MachineID()}
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
@@ -69,7 +70,7 @@ func (a *app) machine() (*machine, error) {
 	if path == "" {
 		path = config.Path
 	}
-	if m.config, err = config.Load(path, a.config == ""); err != nil {
+	if m.config, err = config.Load(path, a.config == "", os.Getenv("CREDENTIALS_DIRECTORY")); err != nil {
 		return nil, err
 	}
 	m.secrets = secret.New(m.host, m.config.Secrets.Identities)
@@ -152,7 +153,9 @@ func (a *app) source(m *machine, st *state.State) (*gogit.Source, error) {
 	src, err := gogit.New(gogit.Options{
 		URL: s.URL, Branch: s.Branch, Ref: st.Ref, Marks: marks, FullHistory: m.config.Verify.All, Dir: m.dirs.Mirror(), Timeout: time.Duration(s.Timeout),
 		KnownHosts: []string{s.KnownHosts}, SSHKey: s.SSHKey, Username: s.Username, PasswordFile: s.PasswordFile,
-		TokenFile: s.TokenFile, CAFile: s.CAFile, Progress: progress, Log: m.log,
+		TokenFile: s.TokenFile, TokenType: s.TokenType, ClientCert: s.ClientCert, ClientKey: s.ClientKey, CAFile: s.CAFile,
+		Limits:   gogit.Limits{MaxFetch: int64(s.MaxFetch), MaxObject: int64(s.MaxObject), MaxObjects: s.MaxObjects, MaxRefs: s.MaxRefs},
+		Progress: progress, Log: m.log,
 	})
 	if err != nil {
 		return nil, &config.Error{Err: err}
@@ -183,7 +186,7 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	opener := a.contents(m)
 	opener.Secrets = m.secrets
 	r := &reconcile.Reconciler{
-		Host: m.host, Dirs: m.dirs, Source: src, Trust: trust, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict,
+		Host: m.host, Dirs: m.dirs, Source: src, Trust: trust, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict, Limits: limits(m),
 		Settings: plan.Settings{
 			OnConflict: m.config.Apply.OnConflict, PruneModified: m.config.Apply.PruneModified,
 			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",
@@ -246,7 +249,7 @@ func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 	u.Reach = func(ctx context.Context) error { return a.reach(ctx, "") }
 	u.HealthSource = m.config.Health.Source
 	of, keys := m.config.Source, m.config.Verify
-	for _, path := range append(own(m), a.config, keys.AllowedSigners, keys.RevokedSigners, keys.Keyring, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile) {
+	for _, path := range append(own(m), a.config, keys.AllowedSigners, keys.RevokedSigners, keys.Keyring, of.CAFile, of.SSHKey, of.KnownHosts, of.TokenFile, of.PasswordFile, of.ClientCert, of.ClientKey) {
 		if path != "" {
 			u.Lifeline = append(u.Lifeline, path)
 		}
@@ -257,10 +260,16 @@ func (a *app) update(m *machine, st *state.State) (*update.Update, error) {
 // scripts are the host's own, and before those that lie in others.
 func scripts(m *machine, others ...string) *hooks.Runner {
 	return &hooks.Runner{
-		Host: m.host, Dirs: append([]string{hooks.Dir}, others...), Timeout: time.Duration(m.config.Hooks.Timeout), Log: m.log,
+		Host: m.host, Dirs: append([]string{hooks.Dir}, others...), Timeout: time.Duration(m.config.Hooks.Timeout), MaxLines: m.config.Hooks.MaxLines, Log: m.log,
 		Output: func(script, line string) { m.log.Infof("%s: %s", script, line) },
 		Sync:   atomicfile.SyncLocal,
 	}
+}
+
+// limits bound what the host config may refer to.
+func limits(m *machine) butane.Limits {
+	t := m.config.Translate
+	return butane.Limits{MaxText: int64(t.MaxText), MaxEntries: t.MaxEntries, MaxDepth: t.MaxDepth}
 }
 
 func (a *app) contents(m *machine) contents.Opener {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/tomlfile"
@@ -53,7 +54,14 @@ type Source struct {
 	Username     string   `toml:"username"`
 	PasswordFile string   `toml:"password_file"`
 	TokenFile    string   `toml:"token_file"`
+	TokenType    string   `toml:"token_type"`
+	ClientCert   string   `toml:"client_cert"`
+	ClientKey    string   `toml:"client_key"`
 	CAFile       string   `toml:"ca_file"`
+	MaxFetch     Size     `toml:"max_fetch"`
+	MaxObject    Size     `toml:"max_object"`
+	MaxObjects   int      `toml:"max_objects"`
+	MaxRefs      int      `toml:"max_refs"`
 }
 
 // Verify says who may change this host.
@@ -79,8 +87,11 @@ type Host struct {
 
 // Translate bounds and judges what Butane is given.
 type Translate struct {
-	Strict  bool `toml:"strict"`
-	MaxFile Size `toml:"max_file"`
+	Strict     bool `toml:"strict"`
+	MaxFile    Size `toml:"max_file"`
+	MaxText    Size `toml:"max_text"`
+	MaxEntries int  `toml:"max_entries"`
+	MaxDepth   int  `toml:"max_depth"`
 }
 
 // Apply is what happens to paths that others changed too.
@@ -107,7 +118,8 @@ type Container struct {
 
 // Hooks bounds the scripts of the script directories.
 type Hooks struct {
-	Timeout Duration `toml:"timeout"`
+	Timeout  Duration `toml:"timeout"`
+	MaxLines int      `toml:"max_lines"`
 }
 
 // Health is what a changed host has to prove.
@@ -174,11 +186,13 @@ type Watch struct {
 
 // Default is the configuration of a file that says nothing.
 func Default() Config {
-	const maxFile = 64 << 20
 	return Config{
-		Source:    Source{Timeout: Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts"},
+		Source: Source{
+			Timeout: Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts", TokenType: "basic",
+			MaxFetch: 1 << 30, MaxObject: 512 << 20, MaxObjects: 500_000, MaxRefs: 50_000,
+		},
 		Verify:    Verify{Mode: "none"},
-		Translate: Translate{Strict: true, MaxFile: maxFile},
+		Translate: Translate{Strict: true, MaxFile: 64 << 20, MaxText: 1 << 20, MaxEntries: 100_000, MaxDepth: 64},
 		Apply:     Apply{OnConflict: "replace", OnFailure: "rollback"},
 		Drift:     Drift{Mode: "report"},
 		Retry:     Retry{Attempts: 3, Backoff: Duration(time.Minute)},
@@ -186,7 +200,7 @@ func Default() Config {
 		Run:       Run{Timeout: Duration(time.Hour)},
 		Engine:    Engine{Kind: "auto", Timeout: Duration(15 * time.Minute), Container: Container{File: "/usr/share/reconf-pull/salt/Containerfile"}},
 		Lock:      Lock{Kind: lock.NoLock, Scope: "always", Group: "default", Slots: 1, Timeout: Duration(30 * time.Second), Poll: Duration(time.Minute)},
-		Hooks:     Hooks{Timeout: Duration(10 * time.Minute)},
+		Hooks:     Hooks{Timeout: Duration(10 * time.Minute), MaxLines: 10_000},
 		Health:    Health{Source: "auto"},
 		Service:   Service{JobTimeout: Duration(5 * time.Minute), Settle: Duration(3 * time.Second)},
 		Keep:      10,
@@ -199,11 +213,16 @@ type Error struct{ Err error }
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// Load reads the file; a missing one is the default when optional.
-func Load(path string, optional bool) (Config, error) {
+// maxConfig is far more than anybody writes.
+const maxConfig = 1 << 20
+
+// Load reads the file, which nobody but root may write; a missing one is the default when optional.
+// credentials is systemd's $CREDENTIALS_DIRECTORY, or "".
+func Load(path string, optional bool, credentials string) (Config, error) {
 	c := Default()
-	data, err := os.ReadFile(path)
+	data, err := host.ReadTrusted(path, maxConfig)
 	if errors.Is(err, os.ErrNotExist) && optional {
+		c.useCredentials(credentials)
 		return c, nil
 	}
 	if err != nil {
@@ -212,6 +231,7 @@ func Load(path string, optional bool) (Config, error) {
 	if err := tomlfile.Decode(path, data, &c); err != nil {
 		return c, &Error{err}
 	}
+	c.useCredentials(credentials)
 	if list := c.check(path, data); len(list) > 0 {
 		return c, &Error{&finding.Failure{Findings: list}}
 	}
@@ -269,8 +289,18 @@ func (c *Config) check(path string, data []byte) finding.List {
 	if c.Service.Settle < 0 {
 		bad("service.settle must not be negative", "service", "settle")
 	}
-	if c.Translate.MaxFile <= 0 {
-		bad("translate.max_file must be larger than 0", "translate", "max_file")
+	choice(c.Source.TokenType, []string{"basic", "bearer"}, "source", "token_type")
+	for _, limit := range []struct {
+		table, key string
+		value      int
+	}{
+		{"source", "max_objects", c.Source.MaxObjects}, {"source", "max_refs", c.Source.MaxRefs},
+		{"translate", "max_entries", c.Translate.MaxEntries}, {"translate", "max_depth", c.Translate.MaxDepth},
+		{"hooks", "max_lines", c.Hooks.MaxLines},
+	} {
+		if limit.value < 1 {
+			bad(limit.table+"."+limit.key+" must be at least 1", limit.table, limit.key)
+		}
 	}
 	choice(c.Health.Source, []string{"auto", "always", "never"}, "health", "source")
 	if c.Hooks.Timeout <= 0 {

@@ -11,8 +11,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/config"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 	"github.com/reconf-pull/reconf-pull/internal/window"
 )
 
@@ -22,7 +24,7 @@ func load(t *testing.T, text string) (config.Config, error) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return config.Load(path, false)
+	return config.Load(path, false, "")
 }
 
 // TestDefaults names every key: one that is added is added here and to the
@@ -31,11 +33,12 @@ func TestDefaults(t *testing.T) {
 	want := config.Config{
 		Source: config.Source{
 			Timeout: config.Duration(2 * time.Minute), KnownHosts: "/etc/reconf-pull/known_hosts",
-			URL: "", Branch: "", SSHKey: "", Username: "", PasswordFile: "", TokenFile: "", CAFile: "",
+			URL: "", Branch: "", SSHKey: "", Username: "", PasswordFile: "", TokenFile: "", TokenType: "basic", ClientCert: "", ClientKey: "", CAFile: "",
+			MaxFetch: gogit.DefaultMaxFetch, MaxObject: gogit.DefaultMaxObject, MaxObjects: gogit.DefaultMaxObjects, MaxRefs: gogit.DefaultMaxRefs,
 		},
 		Verify:    config.Verify{Mode: "none", AllowedSigners: "", RevokedSigners: "", Keyring: "", All: false},
 		Host:      config.Host{Name: "", ShortName: false, MachineID: ""},
-		Translate: config.Translate{Strict: true, MaxFile: 64 << 20},
+		Translate: config.Translate{Strict: true, MaxFile: 64 << 20, MaxText: butane.DefaultMaxText, MaxEntries: butane.DefaultMaxEntries, MaxDepth: butane.DefaultMaxDepth},
 		Apply:     config.Apply{OnConflict: "replace", PruneModified: false, AllowMassRemoval: false, OnFailure: "rollback"},
 		Drift:     config.Drift{Mode: "report"},
 		Retry:     config.Retry{Attempts: 3, Backoff: config.Duration(time.Minute)},
@@ -43,7 +46,7 @@ func TestDefaults(t *testing.T) {
 		Lock:      config.Lock{Kind: "none", Scope: "always", Group: "default", Slots: 1, Timeout: config.Duration(30 * time.Second), Poll: config.Duration(time.Minute)},
 		Run:       config.Run{Timeout: config.Duration(time.Hour)},
 		Engine:    config.Engine{Kind: "auto", Timeout: config.Duration(15 * time.Minute), Container: config.Container{File: "/usr/share/reconf-pull/salt/Containerfile", Base: "", Image: ""}},
-		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute)},
+		Hooks:     config.Hooks{Timeout: config.Duration(10 * time.Minute), MaxLines: 10_000},
 		Health:    config.Health{Source: "auto"},
 		Service:   config.Service{JobTimeout: config.Duration(5 * time.Minute), Settle: config.Duration(3 * time.Second), Watch: nil},
 		Keep:      10,
@@ -55,7 +58,7 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("an empty file is not the default (-want +got):\n%s", diff)
 	}
-	got, err = config.Load(filepath.Join(t.TempDir(), "absent"), true)
+	got, err = config.Load(filepath.Join(t.TempDir(), "absent"), true, "")
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("no file is not the default: %v\n%s", err, diff)
 	}
@@ -75,7 +78,14 @@ known_hosts = "/h"
 username = "u"
 password_file = "/p"
 token_file = "/t"
+token_type = "bearer"
+client_cert = "/cc"
+client_key = "/ck"
 ca_file = "/c"
+max_fetch = "2GiB"
+max_object = "1GiB"
+max_objects = 7
+max_refs = 8
 [verify]
 mode = "signed"
 allowed_signers = "/a"
@@ -91,6 +101,9 @@ machine_id = "0123"
 [translate]
 strict = false
 max_file = "512KiB"
+max_text = "2MiB"
+max_entries = 9
+max_depth = 10
 [apply]
 on_conflict = "keep"
 prune_modified = true
@@ -133,6 +146,7 @@ image = "i"
 timeout = "20m"
 [hooks]
 timeout = "30s"
+max_lines = 11
 [health]
 source = "never"
 [service]
@@ -152,12 +166,13 @@ run = ["/usr/bin/other", "--now"]
 		Keep: 3,
 		Source: config.Source{
 			URL: "https://git.example.com/fleet.git", Branch: "production", Timeout: config.Duration(90 * time.Second), SSHKey: "/k",
-			KnownHosts: "/h", Username: "u", PasswordFile: "/p", TokenFile: "/t", CAFile: "/c",
+			KnownHosts: "/h", Username: "u", PasswordFile: "/p", TokenFile: "/t", TokenType: "bearer", ClientCert: "/cc", ClientKey: "/ck", CAFile: "/c",
+			MaxFetch: 2 << 30, MaxObject: 1 << 30, MaxObjects: 7, MaxRefs: 8,
 		},
 		Verify:    config.Verify{Mode: "signed", AllowedSigners: "/a", RevokedSigners: "/r", Keyring: "/g", All: true},
 		Secrets:   config.Secrets{Identities: []string{"/i"}},
 		Host:      config.Host{Name: "web1", ShortName: true, MachineID: "0123"},
-		Translate: config.Translate{Strict: false, MaxFile: 512 << 10},
+		Translate: config.Translate{Strict: false, MaxFile: 512 << 10, MaxText: 2 << 20, MaxEntries: 9, MaxDepth: 10},
 		Apply:     config.Apply{OnConflict: "keep", PruneModified: true, AllowMassRemoval: true, OnFailure: "keep"},
 		Drift:     config.Drift{Mode: "correct"},
 		Retry:     config.Retry{Attempts: 5, Backoff: 0},
@@ -171,7 +186,7 @@ run = ["/usr/bin/other", "--now"]
 			Kind: "etcd", Scope: "reboot", URL: "https://l", Endpoints: []string{"https://a:2379", "https://b:2379"}, CA: "/ca", Cert: "/cert", Key: "/key",
 			User: "u", PasswordFile: "/p", Name: "{{.Group}}-of-{{.Host}}", Group: "web", Slots: 3, Timeout: config.Duration(5 * time.Second), Poll: config.Duration(2 * time.Minute),
 		},
-		Hooks:  config.Hooks{Timeout: config.Duration(30 * time.Second)},
+		Hooks:  config.Hooks{Timeout: config.Duration(30 * time.Second), MaxLines: 11},
 		Health: config.Health{Source: "never"},
 		Service: config.Service{JobTimeout: config.Duration(10 * time.Second), Watch: []config.Watch{
 			{Path: "/etc/app/*", Unit: "app.service"}, {Path: "/etc/other", Run: []string{"/usr/bin/other", "--now"}},
@@ -230,6 +245,10 @@ func TestErrors(t *testing.T) {
 		"a size's unit":         {"[translate]\nmax_file = '64MB'", `"64MB" is no size: write it as 512KiB, 64MiB or 1GiB`, "", 2},
 		"a size of nothing":     {"[translate]\nmax_file = '0MiB'", `"0MiB" is no size`, "", 2},
 		"a size with more":      {"[translate]\nmax_file = '1 MiB'", `"1 MiB" is no size`, "", 2},
+		"a token's type":        {"[source]\ntoken_type = 'Bearer'", `source.token_type = "Bearer" is none of basic, bearer`, "", 2},
+		"no refs":               {"[source]\nmax_refs = 0", "source.max_refs must be at least 1", "", 2},
+		"no depth":              {"[translate]\nmax_depth = -1", "translate.max_depth must be at least 1", "", 2},
+		"a password over http":  {"[lock]\nkind = 'etcd'\nuser = 'u'\npassword_file = '/p'\nendpoints = ['https://a:1', 'http://b:1']", "lock.user: credentials are not sent over http", "", 3},
 		"on_conflict":           {"[apply]\n\non_conflict = 'ask'", `apply.on_conflict = "ask" is none of replace, keep, fail`, "", 3},
 		"drift mode":            {"[drift]\nmode = 'repair'", `drift.mode = "repair" is none of report, correct`, "", 2},
 		"on_failure":            {"[apply]\non_failure = 'undo'", `apply.on_failure = "undo" is none of rollback, keep`, "", 2},
@@ -293,7 +312,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 
 // TestMissingFile: one that was named must exist.
 func TestMissingFile(t *testing.T) {
-	_, err := config.Load(filepath.Join(t.TempDir(), "absent.toml"), false)
+	_, err := config.Load(filepath.Join(t.TempDir(), "absent.toml"), false, "")
 	var bad *config.Error
 	if !errors.As(err, &bad) || !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "reading the configuration: ") {
 		t.Errorf("error %v", err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -46,6 +47,9 @@ func (l *Lock) check(bad func(key, message string)) {
 	}
 	if (l.User == "") != (l.PasswordFile == "") {
 		bad("user", "lock.user and lock.password_file go together")
+	}
+	if l.User != "" && slices.ContainsFunc(l.Endpoints, func(e string) bool { return strings.HasPrefix(e, "http:") }) {
+		bad("user", "lock.user: credentials are not sent over http: use https in lock.endpoints")
 	}
 	switch l.Kind {
 	case lock.NoLock:

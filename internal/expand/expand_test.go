@@ -105,7 +105,7 @@ func TestErrors(t *testing.T) {
 		{"{{range 100000}}{{range 100000}}{{continue}}{{end}}{{end}}", "a.tmpl:1:"},
 		{"\n{{define \"a\"}}{{template \"a\" .}}{{end}}{{template \"a\" .}}", "a.tmpl:2:26: templates call each other more than 100 deep (end the recursion)"},
 		{`{{define "a"}}{{if .}}{{template "a" (slice . 1)}}{{template "a" (slice . 1)}}{{end}}{{end}}{{template "a" "0123456789012345678901234567890123456789"}}`, "a.tmpl:1:"},
-		{"{{range 1000000}}0123456789{{end}}", "a.tmpl:1:18: the template makes more than 1048576 bytes (make it shorter, or split it)"},
+		{"{{range 1000000}}0123456789{{end}}", "a.tmpl:1:18: the template makes more than 1048576 bytes (make it shorter, split it, or raise translate.max_text)"},
 		{`{{$x := "a"}}{{range 40}}{{$x = printf "%s%s" $x $x}}{{end}}`, "a.tmpl:1:"},
 		{`{{$x := "a"}}{{range 40}}{{$x = print $x $x}}{{end}}`, "a.tmpl:1:"},
 		{`{{$x := "\\"}}{{range 40}}{{$x = js $x}}{{end}}`, "a.tmpl:1:"},

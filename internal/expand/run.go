@@ -66,7 +66,7 @@ func (r *run) leave(int) string {
 // Write takes the output.
 func (r *run) Write(p []byte) (int, error) {
 	if len(p) > r.limit-len(r.out) {
-		return 0, &overError{fmt.Sprintf("the template makes more than %d bytes", r.limit), "make it shorter, or split it"}
+		return 0, &overError{fmt.Sprintf("the template makes more than %d bytes", r.limit), "make it shorter, split it, or raise translate.max_text"}
 	}
 	r.out = append(r.out, p...)
 	return len(p), nil

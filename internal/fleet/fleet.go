@@ -16,6 +16,7 @@ import (
 	"path"
 	"unicode/utf8"
 
+	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -29,6 +30,8 @@ const Schema = 1
 const (
 	maxConfig = 1 << 20
 	maxLayer  = 4 << 20
+	// layersToText is how much larger a layer may become than what it refers to.
+	layersToText = maxLayer / butane.DefaultMaxText
 )
 
 func refuse(at finding.Position, hint, format string, args ...any) *finding.Failure {

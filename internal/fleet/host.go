@@ -27,6 +27,8 @@ type Machine struct {
 	// Facts of the machine that asks for itself; nil when an author asks, for any
 	// host. Only then is machine_id not checked.
 	Facts *Facts
+	// Limits bound what its config may refer to and expand to.
+	Limits butane.Limits
 }
 
 // Facts are what a host config may depend on besides the repo.
@@ -81,6 +83,7 @@ type HostConfig struct {
 	// release knows nothing of it, or it cannot be used where it lies. The caller
 	// refuses to apply it.
 	Unsupported finding.List
+	Limits      butane.Limits // for butane.Exporter
 	// Expand is for butane.Exporter: it expands a referenced template.
 	Expand func(path string, data []byte) ([]byte, error)
 
@@ -358,7 +361,7 @@ func (r *Repo) read(name string, own *candidate, m Machine) (*HostConfig, error)
 	}
 	wrong = append(wrong, list...)
 	t := newTemplates(h, m)
-	h.Expand = t.file
+	h.Expand, h.Limits = t.file, m.Limits
 	if !slices.ContainsFunc(places, func(p place) bool { return p.path == own.path }) {
 		places = append(places, place{candidate: *own})
 	}

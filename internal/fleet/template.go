@@ -20,9 +20,6 @@ import (
 // templateSuffix ends the name of what is expanded.
 const templateSuffix = ".tmpl"
 
-// maxText bounds a file that is expanded, before and after.
-const maxText = 1 << 20
-
 // What an author's templates see of a machine whose facts nobody knows. They
 // are the same everywhere, so that two authors get one digest.
 const (
@@ -33,12 +30,13 @@ const (
 // templates expands the templates of one host and notes what they may read.
 type templates struct {
 	host expand.Host
+	most int64 // bytes of a file that is expanded, before and after
 	vars map[string]any
 	read map[string][]string
 }
 
 func newTemplates(h *HostConfig, m Machine) *templates {
-	t := &templates{host: expand.Host{Name: h.Name, Arch: standInArch, MachineID: standInID}, vars: h.Vars, read: map[string][]string{}}
+	t := &templates{most: m.Limits.OrDefault().MaxText, host: expand.Host{Name: h.Name, Arch: standInArch, MachineID: standInID}, vars: h.Vars, read: map[string][]string{}}
 	if m.Facts != nil {
 		t.host.Arch, t.host.MachineID = m.Facts.Arch, m.Facts.MachineID
 	}
@@ -59,12 +57,12 @@ func (t *templates) parse(name string, data []byte) (*expand.Template, error) {
 	return tmpl, nil
 }
 
-func (t *templates) expand(name string, data []byte, limit int) (*expand.Expanded, error) {
+func (t *templates) expand(name string, data []byte, limit int64) (*expand.Expanded, error) {
 	tmpl, err := t.parse(name, data)
 	if err != nil {
 		return nil, err
 	}
-	return tmpl.Execute(t.host, t.vars, limit)
+	return tmpl.Execute(t.host, t.vars, int(min(limit, math.MaxInt32)))
 }
 
 // file expands what a layer refers to, for butane.Exporter.
@@ -74,7 +72,7 @@ func (t *templates) file(name string, data []byte) ([]byte, error) {
 		pos.Line, pos.Column = invalidAt(data)
 		return nil, refuse(pos, "save it as UTF-8", "it is not UTF-8")
 	}
-	out, err := t.expand(name, data, maxText)
+	out, err := t.expand(name, data, t.most)
 	if err != nil {
 		return nil, err
 	}
@@ -83,7 +81,7 @@ func (t *templates) file(name string, data []byte) ([]byte, error) {
 
 // document expands a layer.
 func (t *templates) document(d *Document) error {
-	out, err := t.expand(d.Entry.Path, d.Data, maxLayer)
+	out, err := t.expand(d.Entry.Path, d.Data, layersToText*t.most)
 	if err != nil {
 		return err
 	}
@@ -101,7 +99,7 @@ func (r *Repo) reference(t *templates, ref Reference) error {
 	if ref.Kind == butane.Tree || !isTemplate(ref.Path) || !ref.Entry.Mode.IsFile() {
 		return nil
 	}
-	data, err := r.text(ref.Entry, maxText)
+	data, err := r.text(ref.Entry, t.most)
 	if err == nil {
 		_, err = t.parse(ref.Entry.Path, data)
 	}

@@ -57,7 +57,9 @@ type Runner struct {
 	// Dirs are searched for <phase>.d, the first one that has a name wins.
 	Dirs    []string
 	Timeout time.Duration // of one script
-	Log     logrus.FieldLogger
+	// MaxLines is how much of what one script prints is passed on.
+	MaxLines int
+	Log      logrus.FieldLogger
 	// Output gets each line of a script ("update.d/10-dnf") as it comes: valid
 	// UTF-8 of a bounded length, without control characters.
 	Output func(script, line string)
@@ -238,7 +240,7 @@ func (r *Runner) run(ctx context.Context, phase Phase, script Script, env map[st
 	if err != nil {
 		return err
 	}
-	lines := &lines{emit: func(line string) { r.Output(name, line) }}
+	lines := &lines{most: r.MaxLines, emit: func(line string) { r.Output(name, line) }}
 	log.Debug("started")
 	began := r.Host.Now()
 	group := run.Group{Argv: []string{script.Path}, Env: environment, Timeout: r.Timeout, Output: lines}

@@ -51,7 +51,7 @@ func newBench(t *testing.T) *bench {
 	log.SetLevel(logrus.DebugLevel)
 	b.log = hook
 	b.Runner = &hooks.Runner{
-		Host: host.New("/"), Dirs: []string{b.own, b.repo}, Timeout: time.Minute, Log: log,
+		Host: host.New("/"), Dirs: []string{b.own, b.repo}, Timeout: time.Minute, MaxLines: 10_000, Log: log,
 		Output: func(script, line string) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -693,7 +693,7 @@ func TestAFloodIsBounded(t *testing.T) {
 		t.Errorf("an error of %d bytes", len(err.Error()))
 	}
 	lines := b.output()
-	if len(lines) != 10001 || lines[10000] != "health.d/x: … (190002 lines more, not shown)" {
+	if len(lines) != 10001 || lines[10000] != "health.d/x: … (190002 lines more, not shown: hooks.max_lines)" {
 		t.Errorf("%d lines, the last one %q", len(lines), lines[len(lines)-1])
 	}
 }

@@ -10,16 +10,16 @@ import (
 
 const (
 	maxLine = 4 << 10
-	// maxLines bounds what one script can put into the journal, whose rate limit
-	// would also swallow our own messages.
-	maxLines = 10000
-	maxTail  = 10
+	maxTail = 10
 )
 
 // lines is the output of a script as lines. However much it prints, at most
 // maxLine bytes and maxTail lines are kept.
 type lines struct {
 	emit func(string)
+	// most bounds what one script can put into the journal, whose rate limit would also
+	// swallow our own messages.
+	most int
 
 	mu      sync.Mutex
 	closed  bool
@@ -61,7 +61,7 @@ func (l *lines) line() {
 		l.tail = append(l.tail[:0], l.tail[1:]...)
 	}
 	l.tail = append(l.tail, text)
-	if l.count++; l.count > maxLines {
+	if l.count++; l.count > l.most {
 		l.dropped++
 		return
 	}
@@ -78,7 +78,7 @@ func (l *lines) close() []string {
 	}
 	l.closed = true
 	if l.dropped > 0 {
-		l.emit(fmt.Sprintf("… (%d lines more, not shown)", l.dropped))
+		l.emit(fmt.Sprintf("… (%d lines more, not shown: hooks.max_lines)", l.dropped))
 	}
 	return l.tail
 }

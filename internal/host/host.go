@@ -116,7 +116,7 @@ func (h *Host) MachineID() string {
 	if err != nil {
 		return ""
 	}
-	return string(bytes.TrimSpace(data))
+	return firstLine(data)
 }
 
 // BootID tells this boot from every other one.

@@ -14,15 +14,15 @@ import (
 // written, or read.
 type DistrustError struct {
 	Path, Reason string
-	Private      bool // nobody else may even read it
+	secret       bool // nobody else may even read it
 }
 
 func (e *DistrustError) Error() string { return e.Path + " " + e.Reason }
 
 // Hint says how to make it trusted.
 func (e *DistrustError) Hint() string {
-	if e.Private {
-		return "Give it to root and to nobody else to read: chown root " + e.Path + " && chmod go= " + e.Path
+	if e.secret {
+		return "Give it to root and to nobody else to read: chown root " + e.Path + " && chmod go= " + e.Path + ". Replace what is in it if others may have read it"
 	}
 	return "Give it to root and to nobody else to write: chown root " + e.Path + " && chmod go-w " + e.Path
 }
@@ -37,22 +37,29 @@ func ReadTrusted(path string, limit int64) ([]byte, error) {
 	return read(path, limit, 0)
 }
 
-// ReadPrivate is ReadTrusted for a private key: nobody else may read it either,
-// but for its group where group is set.
-func ReadPrivate(path string, limit int64, group bool) ([]byte, error) {
-	if group {
-		return read(path, limit, 0o004)
-	}
+// ReadSecret is ReadTrusted for a file that nobody else may read either: a key, a
+// password, a token.
+func ReadSecret(path string, limit int64) ([]byte, error) {
 	return read(path, limit, 0o044)
+}
+
+// ReadGroupSecret is ReadSecret for a file that its group may read.
+func ReadGroupSecret(path string, limit int64) ([]byte, error) {
+	return read(path, limit, 0o004)
 }
 
 // read reads a trusted file whose mode has none of the hidden bits.
 func read(path string, limit int64, hidden fs.FileMode) ([]byte, error) {
 	real, err := filepath.EvalSymlinks(path)
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) { // of some part of the path
+		return nil, &fs.PathError{Op: "open", Path: path, Err: syscall.ENOENT}
+	} else if err != nil {
 		return nil, err
 	}
 	for _, way := range []string{path, real} {
+		if way, err = filepath.Abs(way); err != nil {
+			return nil, err
+		}
 		for dir := filepath.Dir(way); ; dir = filepath.Dir(dir) {
 			info, err := os.Stat(dir)
 			if err != nil {
@@ -85,7 +92,7 @@ func read(path string, limit int64, hidden fs.FileMode) ([]byte, error) {
 	}
 	for _, who := range others {
 		if info.Mode().Perm()&hidden&who.bits != 0 {
-			return nil, &DistrustError{Path: path, Reason: fmt.Sprintf("is readable by %s (mode %04o)", who.name, info.Mode().Perm()), Private: true}
+			return nil, &DistrustError{Path: path, Reason: fmt.Sprintf("is readable by %s (mode %04o)", who.name, info.Mode().Perm()), secret: true}
 		}
 	}
 	return io.ReadAll(io.LimitReader(f, limit))

@@ -70,7 +70,7 @@ func TestReadTrusted(t *testing.T) {
 
 // A private key is read only where nobody else can read it: of the group alone there
 // may be more.
-func TestReadPrivate(t *testing.T) {
+func TestReadSecret(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := os.WriteFile(file, []byte("key"), 0o600); err != nil {
 		t.Fatal(err)
@@ -87,7 +87,11 @@ func TestReadPrivate(t *testing.T) {
 		if err := os.Chmod(file, c.mode); err != nil {
 			t.Fatal(err)
 		}
-		data, err := host.ReadPrivate(file, 10, c.group)
+		read := host.ReadSecret
+		if c.group {
+			read = host.ReadGroupSecret
+		}
+		data, err := read(file, 10)
 		var distrust *host.DistrustError
 		if c.why == "" {
 			if string(data) != "key" || err != nil {

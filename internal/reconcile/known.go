@@ -68,7 +68,7 @@ func (r *Reconciler) from(rev source.Revision) string {
 }
 
 func (r *Reconciler) machine() fleet.Machine {
-	m := fleet.Machine{Names: r.Names}
+	m := fleet.Machine{Names: r.Names, Limits: r.Limits}
 	if !r.Author {
 		m.Facts = &fleet.Facts{Arch: runtime.GOARCH, MachineID: r.Host.MachineID()}
 	}

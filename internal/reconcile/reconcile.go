@@ -18,6 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
@@ -56,6 +57,7 @@ type Reconciler struct {
 	// config.
 	Author   bool
 	Strict   bool
+	Limits   butane.Limits
 	Settings plan.Settings
 	Contents contents.Opener // Tree is set for each commit
 	Accounts plan.Accounts

@@ -234,7 +234,7 @@ func (d *document) references() []butane.Reference {
 }
 
 func (d *document) exporter(dir string) butane.Exporter {
-	return butane.Exporter{Tree: d.Tree, FilesDir: d.Config.FilesDir, Dir: dir, Nonce: d.nonce, Expand: d.Config.Expand}
+	return butane.Exporter{Tree: d.Tree, FilesDir: d.Config.FilesDir, Dir: dir, Nonce: d.nonce, Limits: d.Config.Limits, Expand: d.Config.Expand}
 }
 
 // make gives Butane a directory with what the document refers to, and nothing

@@ -111,8 +111,11 @@ func (k *Keys) read(file string) ([]age.Identity, error) {
 			return nil, err
 		}
 	}
-	// Fedora's and RHEL's sshd have a group of their own for the host keys.
-	data, err := host.ReadPrivate(real, maxKeys, sshd)
+	readFile := host.ReadSecret
+	if sshd {
+		readFile = host.ReadGroupSecret // Fedora's and RHEL's sshd have a group of their own for the host keys
+	}
+	data, err := readFile(real, maxKeys)
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,9 @@ var (
 	// ErrDamaged: a Tree met bytes that are not what their id names, or an object
 	// that should be there is not. The mirror is discarded and fetched again, once.
 	ErrDamaged = errors.New("mirror is damaged")
+	// ErrMalformed: the fleet repo holds what git itself does not allow. Its authors
+	// have to mend it.
+	ErrMalformed = errors.New("the fleet repo is malformed")
 	// ErrShallow: a question about the history that the mirror is too shallow for.
 	ErrShallow = errors.New("mirror is too shallow")
 )

@@ -16,11 +16,11 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
 	"github.com/reconf-pull/reconf-pull/internal/lock/httpclient"
 )
@@ -383,8 +383,11 @@ func (l *Lock) send(ctx context.Context, endpoint, path string, request any, int
 	}
 }
 
+// maxPassword bounds the file in bytes.
+const maxPassword = 64 << 10
+
 func (l *Lock) authenticate(ctx context.Context, endpoint string) error {
-	password, err := os.ReadFile(l.PasswordFile)
+	password, err := host.ReadSecret(l.PasswordFile, maxPassword)
 	if err != nil {
 		return fmt.Errorf("reading lock.password_file: %w", err)
 	}

@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/version"
 )
 
@@ -31,6 +32,10 @@ type Options struct {
 	// CA, Cert and Key are PEM files, read again when they have changed. Without CA the
 	// system's are trusted; without Cert and Key no certificate is shown.
 	CA, Cert, Key string
+	// Foreign: Cert and Key belong to another program, which says who may read them.
+	// Else Key must be its owner's alone, and nobody but root may write to any of the
+	// three.
+	Foreign bool
 	// Timeout is for one request.
 	Timeout time.Duration
 	// Pause is before the second try; each further one waits twice as long, more or less.
@@ -176,13 +181,19 @@ func (c *Client) client() (*http.Client, error) {
 	defer c.mu.Unlock()
 	all := sha256.New()
 	var pem [3][]byte
-	for i, path := range []string{c.options.CA, c.options.Cert, c.options.Key} {
-		if path == "" {
+	for i, file := range []struct {
+		key, path string
+		read      func(string, int64) ([]byte, error)
+	}{{"lock.ca", c.options.CA, host.ReadTrusted}, {"lock.cert", c.options.Cert, host.ReadTrusted}, {"lock.key", c.options.Key, host.ReadSecret}} {
+		if file.path == "" {
 			continue
 		}
+		if c.options.Foreign {
+			file.read = func(path string, _ int64) ([]byte, error) { return os.ReadFile(path) }
+		}
 		var err error
-		if pem[i], err = os.ReadFile(path); err != nil {
-			return nil, fmt.Errorf("reading a file of [lock]: %w", err)
+		if pem[i], err = file.read(file.path, maxBody); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", file.key, err)
 		}
 		fmt.Fprintf(all, "%d %d\n", i, len(pem[i]))
 		all.Write(pem[i])

@@ -10,16 +10,15 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"strings"
 	"syscall"
 	"unicode"
 
-	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 	"github.com/go-git/go-git/v5/plumbing/format/pktline"
 	"github.com/go-git/go-git/v5/plumbing/transport"
-	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -115,27 +114,40 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		invalid   x509.CertificateInvalidError
 		verify    *tls.CertificateVerificationError
 		record    tls.RecordHeaderError
+		network   *net.OpError
 		alert     tls.AlertError
-		status    *githttp.Err
-		said      *pktline.ErrorLine
+		redirect  *redirectError
+		refuses   *proxyError
+		asked     *url.Error
+		status    *statusError
+		limit     *limitError
+		said      *saidError
+		told      *pktline.ErrorLine
 		broken    *packfile.Error
-		other     *plumbing.UnexpectedError
 		text0     = printable(firstLine(err.Error()))
 	)
 	host := s.remote.address()
-	if errors.As(err, &other) { // it does not unwrap
-		_ = errors.As(other.Err, &status)
+	if errors.As(err, &asked) { // the URL is said already
+		text0 = printable(firstLine(asked.Err.Error()))
 	}
 	switch {
 	case errors.As(err, &branch):
 		return branch.Error(), branch.hint()
 	case errors.As(err, &key):
 		return key.text, key.hint
+	case errors.As(err, &limit):
+		return limit.text, "That is the limit of " + limit.key + ": raise it if the repository is meant to be like that."
+	case errors.As(err, &redirect):
+		return redirect.Error(), "Set source.url to where the repository is, if that is somebody to trust."
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Sprintf("no answer, or not all of it, within %s", s.Timeout),
 			"The server stalls or the repository is large: see source.timeout."
 	case errors.Is(ctx.Err(), context.Canceled):
 		return "interrupted", ""
+	case errors.As(err, &refuses):
+		return refuses.Error(), "Check https_proxy and no_proxy in the environment of the service; a password for the proxy belongs into a file that root alone can read (EnvironmentFile=)."
+	case errors.As(err, &network) && network.Op == "proxyconnect":
+		return "the proxy that the environment names cannot be reached: " + printable(network.Err.Error()), "Check https_proxy and no_proxy in the environment of the service."
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Sprintf("no such host: %s", dns.Name), "Check source.url, and whether this machine can resolve names."
 	case errors.As(err, &dns):
@@ -156,32 +168,31 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		return "TLS: " + printable(verify.Err.Error()), "The server's certificate cannot be used."
 	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
 		return "TLS: " + host + " does not speak it", "Check scheme and port in source.url."
-	case errors.As(err, &alert):
-		return "TLS: refused by the server: " + alert.Error(), ""
-	case errors.Is(err, transport.ErrAuthenticationRequired), errors.Is(err, transport.ErrAuthorizationFailed):
-		if s.TokenFile == "" && s.PasswordFile == "" {
-			return "the server asks for credentials", "Name a token file in source.token_file."
+	case errors.As(err, &alert), errors.As(err, &network) && network.Op == "remote error":
+		why := strings.TrimPrefix(text0[strings.LastIndex(text0, ": ")+len(": "):], "tls: ")
+		if s.ClientCert == "" {
+			return "TLS: refused by the server: " + why, "If it asks for client certificates, name one in source.client_cert and source.client_key."
 		}
-		return "authentication refused", "The token or password is wrong, has expired, or may not read this repository."
+		return "TLS: refused by the server: " + why, "It does not take the certificate of source.client_cert."
+	case errors.As(err, &status):
+		return s.describeStatus(status)
 	case strings.Contains(err.Error(), "ssh: unable to authenticate"):
 		return fmt.Sprintf("authentication refused for user %s", printable(s.remote.endpoint.User)),
 			"The server does not accept this host's key: add its public half there as a read-only deploy key."
 	case strings.Contains(err.Error(), "no common algorithm for host key"):
 		return "the server has no host key of a type that is known for " + host, s.scanHint()
-	case errors.Is(err, transport.ErrRepositoryNotFound):
-		if s.remote.endpoint.Protocol == "https" && s.TokenFile == "" && s.PasswordFile == "" {
-			return "no such repository", "Check the path in source.url; to whom a private repository is not open, many servers say that it does not exist."
-		}
-		return "no such repository", "Check the path in source.url, and that the credentials may read it."
-	case errors.Is(err, transport.ErrEmptyRemoteRepository):
-		return "the repository is empty", "Push a commit first."
+	case errors.Is(err, errNotFound), errors.Is(err, transport.ErrRepositoryNotFound), errors.As(err, &said) && notFound(said.text):
+		return s.notFound()
+	case errors.Is(err, errEmpty), errors.Is(err, transport.ErrEmptyRemoteRepository):
+		return errEmpty.Error(), "Push a commit first."
 	case errors.Is(err, exec.ErrNotFound):
 		return "git is not installed, which is needed for a repository on this machine", "Install git, or use an https or ssh URL."
-	case status != nil:
-		return fmt.Sprintf("the server answered %d %s", status.StatusCode(), strings.TrimSpace(printable(firstLine(status.Reason)))),
-			"Look into the server's log."
+	case errors.Is(err, errProtocol):
+		return text0, "Check the path in source.url: a login page, or a proxy's, answers like that."
 	case errors.As(err, &said):
-		return "the server said: " + printable(firstLine(said.Text)), ""
+		return "the server said: " + printable(firstLine(said.text)), ""
+	case errors.As(err, &told):
+		return "the server said: " + printable(firstLine(told.Text)), ""
 	case errors.Is(err, source.ErrDamaged), errors.As(err, &broken), errors.Is(err, packfile.ErrEmptyPackfile), errors.Is(err, packfile.ErrMalformedPackFile),
 		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		return "the server broke off, or sent what cannot be read: " + text0, "It is tried again at the next run."
@@ -189,6 +200,35 @@ func (s *Source) describe(ctx context.Context, err error) (text, hint string) {
 		return text0, "Check source.url with ssh -v."
 	}
 	return text0, ""
+}
+
+func (s *Source) describeStatus(e *statusError) (text, hint string) {
+	switch anonymous := s.TokenFile == "" && s.PasswordFile == ""; e.code {
+	case http.StatusUnauthorized:
+		if anonymous {
+			return "the server asks for credentials", "Name a token file in source.token_file."
+		}
+		return "authentication refused", "The token or password is wrong, or has expired."
+	case http.StatusForbidden:
+		return "access refused (403): " + orNothing(e.reason), "Whoever the credentials are for may not read this repository."
+	case http.StatusNotFound:
+		return s.notFound()
+	}
+	return fmt.Sprintf("the server answered %d: %s", e.code, orNothing(e.reason)), "Look into the server's log."
+}
+
+func orNothing(reason string) string {
+	if reason == "" {
+		return "it says no more"
+	}
+	return reason
+}
+
+func (s *Source) notFound() (text, hint string) {
+	if s.remote.endpoint.Protocol == "https" && s.TokenFile == "" && s.PasswordFile == "" {
+		return errNotFound.Error(), "Check the path in source.url; to whom a private repository is not open, many servers say that it does not exist."
+	}
+	return errNotFound.Error(), "Check the path in source.url, and that the credentials may read it."
 }
 
 func isSSH(err error) bool {

@@ -43,13 +43,49 @@ type Options struct {
 
 	KnownHosts   []string // files, missing ones are passed over; ssh only
 	SSHKey       string   // file; empty: the agent
-	Username     string   // http(s), or the ssh user when the URL names none
-	PasswordFile string   // http(s)
-	TokenFile    string   // http(s), instead of PasswordFile
+	Username     string   // https, or the ssh user when the URL names none
+	PasswordFile string   // https
+	TokenFile    string   // https, instead of PasswordFile
+	TokenType    string   // how a token is sent: "basic" (also when empty) or "bearer"
+	ClientCert   string   // https: PEM file
+	ClientKey    string   // of ClientCert
 	CAFile       string   // https: trusted instead of the system's CAs
+
+	Limits
 
 	Progress io.Writer // what the server says while it packs, for a terminal; nil: nothing
 	Log      logrus.FieldLogger
+}
+
+// Limits bound what a remote can make this machine hold. 0 is the default.
+type Limits struct {
+	MaxFetch   int64 // bytes that one answer may have: the size of the repository, as it is packed
+	MaxObject  int64 // bytes of one object, inflated
+	MaxObjects int   // objects of one pack
+	MaxRefs    int   // refs that the remote may list
+}
+
+// The limits that hold when Options say nothing.
+const (
+	DefaultMaxFetch   = 1 << 30
+	DefaultMaxObject  = 512 << 20
+	DefaultMaxObjects = 500_000
+	DefaultMaxRefs    = 50_000
+)
+
+func (l *Limits) setDefaults() {
+	if l.MaxFetch <= 0 {
+		l.MaxFetch = DefaultMaxFetch
+	}
+	if l.MaxObject <= 0 {
+		l.MaxObject = DefaultMaxObject
+	}
+	if l.MaxObjects <= 0 {
+		l.MaxObjects = DefaultMaxObjects
+	}
+	if l.MaxRefs <= 0 {
+		l.MaxRefs = DefaultMaxRefs
+	}
 }
 
 // Source is a fleet repo and its mirror. It is used by one goroutine at a time.
@@ -68,6 +104,7 @@ func New(o Options) (*Source, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = DefaultTimeout
 	}
+	o.setDefaults()
 	return &Source{Options: o, remote: r}, nil
 }
 
@@ -83,8 +120,8 @@ func (s *Source) Fetch(ctx context.Context) (source.Revision, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		// Not every wait in go-git ends with its context (dialling, the ssh
-		// handshake): whoever is late writes to the mirror no more, see commit.
+		// Whoever is late (a disk that hangs, a git-upload-pack of this machine)
+		// writes to the mirror no more, see commitTip.
 		m, err := s.fetch(ctx)
 		done <- result{m, err}
 	}()

@@ -20,9 +20,6 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/object"
-	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
-	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
-	"github.com/go-git/go-git/v5/plumbing/protocol/packp/sideband"
 	"github.com/go-git/go-git/v5/storage/filesystem"
 	"github.com/pjbgf/sha1cd"
 
@@ -346,83 +343,34 @@ func (s *Source) update(ctx context.Context, m *mirror, tip *tip) (*mirror, erro
 	return fresh, nil
 }
 
-// transfer asks for the tip, naming what the mirror has, and stores the pack.
-// It does not use go-git's Remote.Fetch: that opens a second session after the
-// one that asked for the ref, and keeps from the server that the mirror is
-// shallow, which then leaves out objects of older commits that a new one uses
-// again.
-func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) (err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	session, advertised, err := tip.session(ctx)
+// transfer asks for the tip, naming what the mirror has, and stores the pack. The
+// server is told that the mirror is shallow: else it leaves out objects of older
+// commits that a new one uses again.
+func (s *Source) transfer(ctx context.Context, m *mirror, tip *tip, depth int) error {
+	with, err := tip.conversation(ctx)
 	if err != nil {
 		return err
 	}
-	req := packp.NewUploadPackRequestFromCapabilities(advertised.Capabilities)
-	req.Wants = []plumbing.Hash{tip.hash}
-	if s.Progress == nil && advertised.Capabilities.Supports(capability.NoProgress) {
-		if err := req.Capabilities.Set(capability.NoProgress); err != nil {
-			return err
-		}
-	}
-	if m.tip != plumbing.ZeroHash {
-		req.Haves = []plumbing.Hash{m.tip}
-		if req.Shallows, err = m.store.Shallow(); err != nil {
+	r := request{want: tip.hash, have: m.tip, depth: depth}
+	if !m.tip.IsZero() {
+		if r.shallow, err = m.store.Shallow(); err != nil {
 			return damaged("its shallow file", err)
 		}
 	}
-	if depth > 0 && !advertised.Capabilities.Supports(capability.Shallow) {
-		depth = 0 // a server that can only send everything
+	if s.Progress != nil {
+		r.progress = &plainWriter{s.Progress}
 	}
-	req.Depth = packp.DepthCommits(depth)
-	if depth > 0 || len(req.Shallows) > 0 {
-		if err := req.Capabilities.Set(capability.Shallow); err != nil {
-			return err
-		}
-	}
-	resp, err := session.UploadPack(ctx, req)
+	a, err := with.fetch(ctx, r)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			// Who still sends is not waited for: go-git ends a transport at a read
-			// that fails after its context, and else Close waits for ever. The first
-			// reads may find what is buffered, and later ones bytes, by chance.
-			cancel()
-			const enough = 64
-			buffer := make([]byte, 64<<10)
-			for range enough {
-				if _, e := resp.Read(buffer); e != nil {
-					break
-				}
-			}
-		}
-		if e := resp.Close(); err == nil && e != nil {
-			err = e
-		}
-	}()
-	if len(resp.Shallows) > 0 {
-		if err := m.store.SetShallow(resp.Shallows); err != nil {
+	if len(a.shallow) > 0 {
+		// Of a server that is shallow itself, there may be more than before.
+		if err := m.store.SetShallow(append(r.shallow, a.shallow...)); err != nil {
 			return localFailure("writing the mirror", err)
 		}
 	}
-	var pack io.Reader = &contextReader{ctx, resp}
-	kind := sideband.Type(-1)
-	switch {
-	case req.Capabilities.Supports(capability.Sideband64k):
-		kind = sideband.Sideband64k
-	case req.Capabilities.Supports(capability.Sideband):
-		kind = sideband.Sideband
-	}
-	if kind >= 0 {
-		demuxer := sideband.NewDemuxer(kind, pack)
-		if s.Progress != nil {
-			demuxer.Progress = &plainWriter{s.Progress}
-		}
-		pack = demuxer
-	}
-	if err := receivePack(ctx, m.dir, pack); err != nil {
+	if err := receivePack(ctx, m.dir, &contextReader{ctx, a.pack}, s.Limits); err != nil {
 		return fmt.Errorf("receiving the pack: %w", err)
 	}
 	return nil

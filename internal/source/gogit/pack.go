@@ -12,6 +12,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/format/idxfile"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
+
+	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
 // maxChain is how many deltas git lets stand on one another.
@@ -21,7 +23,7 @@ const maxChain = 4095
 // every object a second time, whole (80 MiB of memory for a blob of 64 MiB, 18
 // this way), and leaves its files open when it fails; here only what deltas
 // stand on is held, one chain at a time.
-func receivePack(ctx context.Context, dir string, r io.Reader) (err error) {
+func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (err error) {
 	folder := filepath.Join(dir, "objects", "pack")
 	f, err := os.CreateTemp(folder, "tmp_pack_")
 	if err != nil {
@@ -37,6 +39,7 @@ func receivePack(ctx context.Context, dir string, r io.Reader) (err error) {
 
 	x := &indexer{
 		ctx:    ctx,
+		limits: limits,
 		byID:   map[plumbing.Hash][]*packed{},
 		byBase: map[int64][]*packed{},
 	}
@@ -97,6 +100,7 @@ type packed struct {
 // indexer finds the id of every object of a pack.
 type indexer struct {
 	ctx     context.Context
+	limits  Limits
 	bases   []*packed // objects that are whole
 	deltas  []*packed
 	byBase  map[int64][]*packed         // deltas by the offset of what they stand on
@@ -111,9 +115,15 @@ func (x *indexer) scan(s *packfile.Scanner) (plumbing.Hash, error) {
 	if err != nil {
 		return plumbing.ZeroHash, err
 	}
+	if int64(count) > int64(x.limits.MaxObjects) {
+		return plumbing.ZeroHash, tooMuch("source.max_objects", "the pack has %d objects, more than %d", count, x.limits.MaxObjects)
+	}
 	for range count {
 		header, err := s.NextObjectHeader()
 		if err != nil {
+			return plumbing.ZeroHash, err
+		}
+		if err := x.fits(header.Type, header.Length); err != nil {
 			return plumbing.ZeroHash, err
 		}
 		o := &packed{offset: header.Offset, length: header.Length, kind: header.Type}
@@ -149,17 +159,49 @@ func (x *indexer) children(o *packed) []*packed {
 	return list
 }
 
+// fits bounds an object by what the pack says of it, before any of it is read.
+func (x *indexer) fits(kind plumbing.ObjectType, size int64) error {
+	switch kind {
+	case plumbing.CommitObject, plumbing.TreeObject, plumbing.TagObject:
+		if size > maxMeta {
+			return fmt.Errorf("a %s of %d bytes: %w", kind, size, errMeta)
+		}
+	default:
+		if size > x.limits.MaxObject {
+			return tooMuch("source.max_object", "a file of the repository, or its history, has %d bytes, more than %d", size, x.limits.MaxObject)
+		}
+	}
+	return nil
+}
+
+var errMeta = fmt.Errorf("more than %d", maxMeta)
+
+// maxHeld bounds what is in memory at a time to resolve deltas.
+const maxHeld = 96 << 20
+
+// held is an object that deltas stand on.
+type held struct {
+	data   []byte
+	deltas []*packed // that are still to be resolved
+}
+
+// resolve finds the ids of all deltas. What several of them stand on is held until
+// the last one is resolved, what one stands on only until then: git makes long
+// chains, and seldom branches them.
 func (x *indexer) resolve() error {
 	for _, o := range x.bases {
 		list := x.children(o)
 		if len(list) == 0 {
 			continue
 		}
+		if o.length > maxHeld {
+			return x.tooHeavy(o.length)
+		}
 		data, err := x.inflate(o)
 		if err != nil {
 			return err
 		}
-		if err := x.apply(o.kind, data, list, 1); err != nil {
+		if err := x.apply(o.kind, held{data, list}); err != nil {
 			return err
 		}
 	}
@@ -169,32 +211,84 @@ func (x *indexer) resolve() error {
 	return nil
 }
 
-// apply resolves the deltas that stand on base, and what stands on them.
-func (x *indexer) apply(kind plumbing.ObjectType, base []byte, deltas []*packed, depth int) error {
-	if depth > maxChain {
-		return fmt.Errorf("%w: more than %d deltas on one another", packfile.ErrMalformedPackFile, maxChain)
-	}
-	for _, o := range deltas {
+// apply resolves the deltas that stand on an object, and what stands on them.
+func (x *indexer) apply(kind plumbing.ObjectType, base held) error {
+	stack, weight := []held{base}, int64(len(base.data))
+	for len(stack) > 0 {
 		if err := x.ctx.Err(); err != nil {
 			return err
+		}
+		if len(stack) > maxChain {
+			return fmt.Errorf("%w: more than %d deltas on one another", packfile.ErrMalformedPackFile, maxChain)
+		}
+		top := &stack[len(stack)-1]
+		data := top.data
+		o := top.deltas[0]
+		if top.deltas = top.deltas[1:]; len(top.deltas) == 0 {
+			stack = stack[:len(stack)-1]
+			weight -= int64(len(data))
+		}
+		if o.length > maxHeld {
+			return x.tooHeavy(o.length)
 		}
 		delta, err := x.inflate(o)
 		if err != nil {
 			return err
 		}
-		data, err := packfile.PatchDelta(base, delta)
+		size, err := patchedSize(delta)
 		if err != nil {
 			return err
+		}
+		if err := x.fits(kind, size); err != nil {
+			return err
+		}
+		if all := weight + int64(len(data)) + int64(len(delta)) + size; all > maxHeld {
+			return x.tooHeavy(all)
+		}
+		if data, err = packfile.PatchDelta(data, delta); err != nil {
+			return err
+		}
+		if int64(len(data)) != size {
+			return fmt.Errorf("%w: a delta that makes %d bytes instead of %d", packfile.ErrMalformedPackFile, len(data), size)
 		}
 		o.id = plumbing.ComputeHash(kind, data)
 		x.found++
 		if list := x.children(o); len(list) > 0 {
-			if err := x.apply(kind, data, list, depth+1); err != nil {
-				return err
-			}
+			stack, weight = append(stack, held{data, list}), weight+size
 		}
 	}
 	return nil
+}
+
+// tooHeavy is an object that cannot be put together.
+func (x *indexer) tooHeavy(size int64) error {
+	return &source.Error{
+		Err: &failure{
+			kind: source.ErrUnavailable,
+			text: fmt.Sprintf("receiving the pack: large files are stored as differences that need %d bytes of memory, more than %d", size, maxHeld),
+		},
+		Hint: "Let git store large files whole: *.img -delta in .gitattributes, then git repack -a -d -F at the server.",
+	}
+}
+
+// patchedSize is how many bytes a delta says that it makes: the second of two
+// numbers, seven bits in each byte, the low ones first.
+func patchedSize(delta []byte) (size int64, err error) {
+	for range 2 {
+		size = 0
+		for shift := 0; ; shift += 7 {
+			if len(delta) == 0 || shift > 42 {
+				return 0, fmt.Errorf("%w: a delta without its size", packfile.ErrMalformedPackFile)
+			}
+			b := delta[0]
+			delta = delta[1:]
+			size |= int64(b&0x7f) << shift
+			if b&0x80 == 0 {
+				break
+			}
+		}
+	}
+	return size, nil
 }
 
 func (x *indexer) inflate(o *packed) ([]byte, error) {

@@ -2,35 +2,27 @@ package gogit
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"unicode"
 
 	"github.com/go-git/go-billy/v5/osfs"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/protocol/packp"
+	"github.com/go-git/go-git/v5/plumbing/protocol/packp/capability"
 	"github.com/go-git/go-git/v5/plumbing/transport"
 	gitfile "github.com/go-git/go-git/v5/plumbing/transport/file"
-	gitgit "github.com/go-git/go-git/v5/plumbing/transport/git"
-	githttp "github.com/go-git/go-git/v5/plumbing/transport/http"
-	gitssh "github.com/go-git/go-git/v5/plumbing/transport/ssh"
 	"github.com/go-git/go-git/v5/storage/filesystem"
-	"github.com/skeema/knownhosts"
-	"golang.org/x/crypto/ssh"
-	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
 
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
@@ -56,26 +48,10 @@ func parseRemote(o Options) (remote, error) {
 	}
 	ep.Protocol = strings.ToLower(ep.Protocol)
 	r := remote{endpoint: *ep, display: o.URL}
-	credentials := o.PasswordFile != "" || o.TokenFile != ""
 	switch ep.Protocol {
 	case "https", "http":
-		if ep.User != "" || ep.Password != "" {
-			return remote{}, &source.Error{
-				Err:  errors.New("source.url holds credentials, which would be logged with it"),
-				Hint: "Put the token or password in a file of its own (mode 0600) and name it in source.token_file or source.password_file.",
-			}
-		}
-		if ep.Protocol == "http" && credentials {
-			return remote{}, &source.Error{
-				Err:  errors.New("credentials are not sent over http"),
-				Hint: "Use an https or ssh URL.",
-			}
-		}
-		if o.TokenFile != "" && o.PasswordFile != "" {
-			return remote{}, errors.New("source.token_file and source.password_file exclude each other")
-		}
-		if o.PasswordFile != "" && o.Username == "" {
-			return remote{}, errors.New("source.password_file needs source.username")
+		if err := r.checkHTTP(o); err != nil {
+			return remote{}, err
 		}
 	case "ssh":
 		if ep.Password != "" {
@@ -113,43 +89,46 @@ func (r remote) address() string {
 	return net.JoinHostPort(strings.Trim(r.endpoint.Host, "[]"), strconv.Itoa(port))
 }
 
-// tip is the commit that the remote's ref names, with the session that said so,
-// which goes on when something has to be transferred.
+// tip is the commit that the remote's ref names, with the conversation in which it
+// said so, which goes on when something has to be transferred.
 type tip struct {
 	ref  plumbing.ReferenceName
 	hash plumbing.Hash
 
-	dial       func(context.Context) (transport.UploadPackSession, *packp.AdvRefs, error)
-	upload     transport.UploadPackSession
-	advertised *packp.AdvRefs
+	dial func(ctx context.Context, wanted string) (conversation, error)
+	with conversation
 }
 
-func (t *tip) session(ctx context.Context) (transport.UploadPackSession, *packp.AdvRefs, error) {
-	if t.upload == nil {
+func (t *tip) conversation(ctx context.Context) (conversation, error) {
+	if t.with == nil {
 		var err error
-		if t.upload, t.advertised, err = t.dial(ctx); err != nil {
-			return nil, nil, err
+		if t.with, err = t.dial(ctx, t.ref.String()); err != nil {
+			return nil, err
 		}
 		// What a repository on this machine said may be old by now.
-		if now, ok := t.advertised.References[t.ref.String()]; ok {
+		l, err := t.with.list(ctx, t.ref.String())
+		if err != nil {
+			return nil, err
+		}
+		if now, ok := l.refs[t.ref.String()]; ok {
 			t.hash = now
 		}
 	}
-	return t.upload, t.advertised, nil
+	return t.with, nil
 }
 
 func (t *tip) close() {
-	if t.upload != nil {
-		_ = t.upload.Close()
+	if t.with != nil {
+		t.with.close()
 	}
 }
 
 // tip asks the remote for the ref.
-func (s *Source) tip(ctx context.Context, m *mirror) (*tip, error) {
+func (s *Source) tip(ctx context.Context, m *mirror) (_ *tip, err error) {
 	var want plumbing.ReferenceName
 	switch {
 	case s.Branch != "":
-		want = plumbing.NewBranchReferenceName(strings.TrimPrefix(s.Branch, "refs/heads/"))
+		want = plumbing.NewBranchReferenceName(strings.TrimPrefix(s.Branch, branchPrefix))
 	case s.Ref != "":
 		want = plumbing.ReferenceName(s.Ref)
 	case m != nil:
@@ -164,24 +143,52 @@ func (s *Source) tip(ctx context.Context, m *mirror) (*tip, error) {
 			return t, nil
 		}
 	}
-	upload, advertised, err := s.dial(ctx)
+	if t.with, err = s.dial(ctx, want.String()); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	if want == "" {
+		l, err := t.with.list(ctx, plumbing.HEAD.String())
+		if err != nil {
+			return nil, err
+		}
+		t.ref, t.hash = plumbing.ReferenceName(l.head), l.refs[plumbing.HEAD.String()]
+		if !t.ref.IsBranch() || t.hash.IsZero() {
+			return nil, s.missing(ctx, t.with, "")
+		}
+		return t, nil
+	}
+	l, err := t.with.list(ctx, want.String())
 	if err != nil {
 		return nil, err
 	}
-	t.upload, t.advertised = upload, advertised
-	if want == "" {
-		if t.ref, err = defaultBranch(advertised); err != nil {
-			t.close()
-			return nil, err
+	if t.hash = l.refs[want.String()]; t.hash.IsZero() {
+		return nil, s.missing(ctx, t.with, want.Short())
+	}
+	return t, nil
+}
+
+// missing says which branches there are instead.
+func (s *Source) missing(ctx context.Context, with conversation, branch string) error {
+	l, err := with.list(ctx, branchPrefix)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for name := range l.refs {
+		if short, ok := strings.CutPrefix(name, branchPrefix); ok {
+			names = append(names, short)
 		}
 	}
-	hash, ok := advertised.References[t.ref.String()]
-	if !ok {
-		t.close()
-		return nil, &noBranchError{t.ref.Short(), branches(advertised)}
+	if len(names) == 0 {
+		return errEmpty
 	}
-	t.hash = hash
-	return t, nil
+	slices.Sort(names)
+	return &noBranchError{branch, names}
 }
 
 // localRef reads a ref of a repository on this machine. It is false for
@@ -207,240 +214,168 @@ func localRef(dir string, name plumbing.ReferenceName) (_ plumbing.Hash, ok bool
 	return plumbing.ZeroHash, false
 }
 
-// defaultBranch is what the remote's HEAD points to.
-func defaultBranch(advertised *packp.AdvRefs) (plumbing.ReferenceName, error) {
-	refs, err := advertised.AllReferences()
-	if err == nil {
-		if head, err := refs.Reference(plumbing.HEAD); err == nil && head.Type() == plumbing.SymbolicReference && head.Target().IsBranch() {
-			return head.Target(), nil
-		}
-	}
-	return "", &noBranchError{"", branches(advertised)}
-}
-
-func branches(advertised *packp.AdvRefs) []string {
-	var names []string
-	for name := range advertised.References {
-		if short, ok := strings.CutPrefix(name, "refs/heads/"); ok {
-			names = append(names, short)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
-// dial opens a session and reads what the remote advertises.
-func (s *Source) dial(ctx context.Context) (transport.UploadPackSession, *packp.AdvRefs, error) {
-	client, auth, err := s.client()
-	if err != nil {
-		return nil, nil, err
-	}
-	ep := s.remote.endpoint
-	session, err := client.NewUploadPackSession(&ep, auth)
-	if err != nil {
-		return nil, nil, err
-	}
-	advertised, err := session.AdvertisedReferencesContext(ctx)
-	if err != nil {
-		_ = session.Close()
-		return nil, nil, err
-	}
-	return session, advertised, nil
-}
-
-func (s *Source) client() (transport.Transport, transport.AuthMethod, error) {
+// dial opens a conversation.
+func (s *Source) dial(ctx context.Context, wanted string) (_ conversation, err error) {
+	var l link
 	switch s.remote.endpoint.Protocol {
 	case "https", "http":
-		return s.httpClient()
+		l, err = s.dialHTTP()
 	case "ssh":
-		ignoreSSHConfig()
-		auth, err := s.sshAuth()
-		if err != nil {
-			return nil, nil, err
-		}
-		return gitssh.DefaultClient, auth, nil
+		l, err = s.dialSSH(ctx)
 	case "git":
-		return gitgit.DefaultClient, nil, nil
+		l, err = s.dialGit(ctx)
 	default:
-		return gitfile.DefaultClient, nil, nil
+		return s.dialFile(ctx)
 	}
-}
-
-// tokenUser goes with a token where source.username is not set: GitHub, GitLab,
-// Gitea and Forgejo take any name, and GitLab's documents use this one.
-const tokenUser = "oauth2"
-
-func (s *Source) httpClient() (transport.Transport, transport.AuthMethod, error) {
-	t := http.DefaultTransport.(*http.Transport).Clone()
-	if s.CAFile != "" {
-		pem, err := os.ReadFile(s.CAFile)
-		if err != nil {
-			return nil, nil, localFailure("reading source.ca_file", err)
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, nil, localFailure("reading source.ca_file", fmt.Errorf("%s holds no certificate in PEM form", s.CAFile))
-		}
-		t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
-	}
-	client := githttp.NewClient(&http.Client{Transport: t})
-	file, user := s.PasswordFile, s.Username
-	if s.TokenFile != "" {
-		file = s.TokenFile
-		if user == "" {
-			user = tokenUser
-		}
-	}
-	if file == "" {
-		return client, nil, nil
-	}
-	secret, err := readSecret(file)
-	if err != nil {
-		return nil, nil, err
-	}
-	return client, &githttp.BasicAuth{Username: user, Password: secret}, nil
-}
-
-// readSecret reads a one-line file that nobody but its owner may open.
-func readSecret(path string) (string, error) {
-	data, err := readPrivate(path)
-	if err != nil {
-		return "", err
-	}
-	secret := strings.TrimRight(string(data), "\r\n")
-	if secret == "" || strings.ContainsFunc(secret, unicode.IsControl) {
-		return "", localFailure("reading a credential", fmt.Errorf("%s does not hold one line of text", path))
-	}
-	return secret, nil
-}
-
-func readPrivate(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, localFailure("reading a credential", err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, localFailure("reading a credential", err)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, &source.Error{
-			Err: localFailure("reading a credential",
-				fmt.Errorf("%s has mode %04o: others than its owner may open it", path, info.Mode().Perm())),
-			Hint: "Run chmod 0600 " + path + ", and replace what is in it if others may have read it.",
-		}
-	}
-	const limit = 64 << 10
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, localFailure("reading a credential", err)
-	}
-	if len(data) > limit {
-		return nil, localFailure("reading a credential", fmt.Errorf("%s is larger than %d bytes", path, limit))
-	}
-	return data, nil
-}
-
-// ignoreSSHConfig keeps go-git from looking the host up in ~/.ssh/config: it
-// would take two keys of it and ignore the rest, and the name that known_hosts
-// is asked for would be another.
-var ignoreSSHConfig = sync.OnceFunc(func() { gitssh.DefaultSSHConfig = nil })
-
-func (s *Source) sshAuth() (gitssh.AuthMethod, error) {
-	helper, err := s.hostKeys()
 	if err != nil {
 		return nil, err
 	}
-	user := s.remote.endpoint.User
-	if s.SSHKey == "" {
-		agent, err := gitssh.NewSSHAgentAuth(user)
-		if err != nil {
-			return nil, &source.Error{
-				Err:  localFailure("finding an SSH key", errors.New("source.ssh_key is not set and no agent is running")),
-				Hint: "Name a private key file in source.ssh_key.",
-			}
-		}
-		agent.HostKeyCallbackHelper = helper
-		return agent, nil
+	with, err := begin(ctx, l, s.MaxRefs, wanted)
+	if err != nil {
+		l.close()
+		return nil, err
 	}
-	pem, err := readPrivate(s.SSHKey)
+	return with, nil
+}
+
+// connect opens a TCP connection that ends with ctx, at the latest.
+func (s *Source) connect(ctx context.Context) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.remote.address())
 	if err != nil {
 		return nil, err
 	}
-	signer, err := ssh.ParsePrivateKey(pem)
-	var locked *ssh.PassphraseMissingError
-	if errors.As(err, &locked) {
-		return nil, &source.Error{
-			Err:  localFailure("reading the SSH key", fmt.Errorf("%s needs a passphrase, which nobody is there to type", s.SSHKey)),
-			Hint: "Make a key without one for this host alone (ssh-keygen -N '') and give it read access only.",
-		}
-	}
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	return &boundConn{c, stop}, nil
+}
+
+// boundConn is a connection that is closed when a context ends.
+type boundConn struct {
+	net.Conn
+	stop func() bool
+}
+
+func (b *boundConn) Close() error {
+	b.stop()
+	return b.Conn.Close()
+}
+
+// dialGit speaks the git protocol, which has neither encryption nor passwords.
+func (s *Source) dialGit(ctx context.Context) (link, error) {
+	c, err := s.connect(ctx)
 	if err != nil {
-		return nil, localFailure("reading the SSH key", fmt.Errorf("%s holds no private key: %w", s.SSHKey, err))
+		return nil, err
 	}
-	return &gitssh.PublicKeys{User: user, Signer: signer, HostKeyCallbackHelper: helper}, nil
+	hello := fmt.Sprintf("git-upload-pack %s\x00host=%s\x00\x00version=2\x00", s.remote.endpoint.Path, s.remote.endpoint.Host)
+	if _, err := fmt.Fprintf(c, "%04x%s", len(hello)+4, hello); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return newStream(s.bounded(c), c, func() { _ = c.Close() }, func() error { return nil }), nil
 }
 
-// hostKeys checks the server's key against the known_hosts files.
-func (s *Source) hostKeys() (gitssh.HostKeyCallbackHelper, error) {
-	var helper gitssh.HostKeyCallbackHelper
-	var files []string
-	for _, f := range s.KnownHosts {
-		if _, err := os.Stat(f); err == nil {
-			files = append(files, f)
-		} else if !errors.Is(err, os.ErrNotExist) {
-			return helper, localFailure("reading known_hosts", err)
-		}
-	}
-	address := s.remote.address()
-	if len(files) == 0 {
-		return helper, &source.Error{
-			Err:  localFailure("checking the SSH host key", fmt.Errorf("there is no known_hosts file (tried %s)", strings.Join(s.KnownHosts, ", "))),
-			Hint: s.scanHint(),
-		}
-	}
-	db, err := knownhosts.NewDB(files...)
+// bounded reads no more from a remote than a fetch may bring.
+func (s *Source) bounded(r io.Reader) io.Reader {
+	return &countingReader{r, s.MaxFetch, tooMuch("source.max_fetch", "the server sends more than %d bytes", s.MaxFetch)}
+}
+
+// fileConversation lets go-git run git-upload-pack for a repository on this machine.
+type fileConversation struct {
+	transport.UploadPackSession
+	refs   *packp.AdvRefs
+	pack   io.ReadCloser // nil: none was asked for
+	cancel func()
+}
+
+func (s *Source) dialFile(ctx context.Context) (conversation, error) {
+	ep := s.remote.endpoint
+	session, err := gitfile.DefaultClient.NewUploadPackSession(&ep, nil)
 	if err != nil {
-		return helper, localFailure("reading known_hosts", err)
+		return nil, err
 	}
-	check := db.HostKeyCallback()
-	// Without this the server offers a key of the type that it likes best, which
-	// may not be the one that is known: golang/go#49631.
-	helper.HostKeyAlgorithms = db.HostKeyAlgorithms(address)
-	helper.HostKeyCallback = func(host string, addr net.Addr, key ssh.PublicKey) error {
-		err := check(host, addr, key)
-		var mismatch *xknownhosts.KeyError
-		switch {
-		case err == nil:
-			return nil
-		case errors.As(err, &mismatch) && len(mismatch.Want) == 0:
-			return &hostKeyError{
-				text: fmt.Sprintf("the SSH host key of %s is not known: it offered %s, which is not in %s", host, fingerprint(key), strings.Join(files, ", ")),
-				hint: s.scanHint(),
+	refs, err := session.AdvertisedReferencesContext(ctx)
+	if err != nil {
+		_ = session.Close()
+		return nil, err
+	}
+	return &fileConversation{UploadPackSession: session, refs: refs, cancel: func() {}}, nil
+}
+
+func (f *fileConversation) list(context.Context, string) (*listing, error) {
+	l := &listing{refs: f.refs.References}
+	refs, err := f.refs.AllReferences()
+	if err != nil {
+		return nil, err
+	}
+	if head, err := refs.Reference(plumbing.HEAD); err == nil {
+		l.head = head.Target().String()
+		l.refs[plumbing.HEAD.String()] = l.refs[l.head]
+	}
+	return l, nil
+}
+
+func (f *fileConversation) fetch(ctx context.Context, r request) (*answer, error) {
+	req := packp.NewUploadPackRequestFromCapabilities(f.refs.Capabilities)
+	req.Wants, req.Shallows, req.Depth = []plumbing.Hash{r.want}, r.shallow, packp.DepthCommits(r.depth)
+	if !r.have.IsZero() {
+		req.Haves = []plumbing.Hash{r.have}
+	}
+	for c, set := range map[capability.Capability]bool{capability.NoProgress: r.progress == nil, capability.Shallow: r.depth > 0 || len(r.shallow) > 0} {
+		if set {
+			if err := req.Capabilities.Set(c); err != nil {
+				return nil, err
 			}
-		case errors.As(err, &mismatch):
-			var known []string
-			for _, k := range mismatch.Want {
-				known = append(known, fmt.Sprintf("%s (%s:%d)", fingerprint(k.Key), k.Filename, k.Line))
-			}
-			return &hostKeyError{
-				text: fmt.Sprintf("the SSH host key of %s has changed: it offered %s, known is %s", host, fingerprint(key), strings.Join(known, " and ")),
-				hint: "Either the server got a new key, or somebody stands in between: ask its operator for the fingerprint before replacing the line.",
-			}
-		default:
-			return &hostKeyError{text: fmt.Sprintf("the SSH host key of %s, %s, is refused: %v", host, fingerprint(key), err)}
 		}
 	}
-	return helper, nil
-}
-
-func (s *Source) scanHint() string {
-	host, port, err := net.SplitHostPort(s.remote.address())
-	if err != nil || len(s.KnownHosts) == 0 {
-		return "Name a known_hosts file in source.known_hosts."
+	ctx, f.cancel = context.WithCancel(ctx)
+	resp, err := f.UploadPack(ctx, req)
+	if err != nil {
+		return nil, err
 	}
-	return fmt.Sprintf("Run ssh-keyscan -p %s %s >> %s, and compare the fingerprint with what the server's operator says.", port, host, s.KnownHosts[0])
+	f.pack = resp
+	return &answer{pack: &sideband{packets: newPackets(resp), progress: r.progress}, shallow: resp.Shallows}, nil
 }
 
-func fingerprint(key ssh.PublicKey) string { return key.Type() + " " + ssh.FingerprintSHA256(key) }
+// close does not wait for who still sends: go-git ends a transport at a read that
+// fails after its context, and else Close waits for ever. The first reads may find
+// what is buffered, and later ones bytes, by chance.
+func (f *fileConversation) close() {
+	f.cancel()
+	if f.pack == nil {
+		_ = f.Close()
+		return
+	}
+	const enough = 64
+	buffer := make([]byte, 64<<10)
+	for range enough {
+		if _, err := f.pack.Read(buffer); err != nil {
+			break
+		}
+	}
+	_ = f.pack.Close()
+}
+
+// maxKeys bounds a file of keys, certificates or known hosts in bytes.
+const maxKeys = 4 << 20
+
+// trusted reads a file that decides whom this machine believes.
+func trusted(key, path string) ([]byte, error) {
+	return local(key, path, host.ReadTrusted)
+}
+
+// private reads a file that nobody but its owner may read.
+func private(key, path string) ([]byte, error) {
+	return local(key, path, host.ReadSecret)
+}
+
+func local(key, path string, read func(string, int64) ([]byte, error)) ([]byte, error) {
+	data, err := read(path, maxKeys)
+	if err == nil {
+		return data, nil
+	}
+	err = localFailure("reading "+key, err)
+	var distrust *host.DistrustError
+	if errors.As(err, &distrust) {
+		return nil, &source.Error{Err: err, Hint: distrust.Hint()}
+	}
+	return nil, err
+}

@@ -5,9 +5,12 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/cgi"
@@ -16,6 +19,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +39,9 @@ func need(t testing.TB, program string) string {
 	}
 	return path
 }
+
+// quiet is for servers whose clients go away.
+var quiet = log.New(io.Discard, "", 0)
 
 func freePort(t testing.TB) int {
 	t.Helper()
@@ -180,7 +187,7 @@ func TestHTTPS(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	srv.Config.ErrorLog = nil
+	srv.Config.ErrorLog = quiet
 	ca := caFile(t, srv)
 	ok := gogit.Options{URL: srv.URL + "/fleet", CAFile: ca, TokenFile: secretFile(t, "s3cret\n")}
 	with := func(change func(*gogit.Options)) *fetcher {
@@ -382,7 +389,7 @@ func writeKey(t testing.TB, path string) ssh.PublicKey {
 }
 
 // sshd runs Debian's own on a free port and returns its address and host keys.
-func sshd(t *testing.T, authorized string) (port int, hostKeys []ssh.PublicKey) {
+func sshd(t *testing.T, authorized string, more ...string) (port int, hostKeys []ssh.PublicKey) {
 	t.Helper()
 	program := "/usr/sbin/sshd"
 	if _, err := os.Stat(program); err != nil {
@@ -407,72 +414,226 @@ func sshd(t *testing.T, authorized string) (port int, hostKeys []ssh.PublicKey) 
 		t.Fatal(err)
 	}
 	hostKeys = append(hostKeys, ecdsa)
+	for i, line := range more {
+		if rest, ok := strings.CutPrefix(line, "CERTIFY "); ok {
+			authority, name, _ := strings.Cut(rest, " ")
+			if out, err := exec.Command(keygen, "-q", "-s", authority, "-I", "host", "-h", "-n", name, filepath.Join(dir, "host_ed25519.pub")).CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			more[i] = "HostCertificate " + filepath.Join(dir, "host_ed25519-cert.pub")
+		}
+	}
 	port = freePort(t)
 	config := filepath.Join(dir, "sshd_config")
-	write(t, config, fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n",
-		port, filepath.Join(dir, "host_ecdsa"), filepath.Join(dir, "host_ed25519"), authorized))
+	write(t, config, fmt.Sprintf("Port %d\nListenAddress 127.0.0.1\nHostKey %s\nHostKey %s\nAuthorizedKeysFile %s\nStrictModes no\nPidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n%s\n",
+		port, filepath.Join(dir, "host_ecdsa"), filepath.Join(dir, "host_ed25519"), authorized, strings.Join(more, "\n")))
 	start(t, port, program, "-D", "-e", "-f", config)
 	return port, hostKeys
 }
 
-func TestSSH(t *testing.T) {
-	repo := fleet(t)
+func username(t testing.TB) string {
+	t.Helper()
 	me, err := user.Current()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return me.Username
+}
+
+// knownLine is a line of known_hosts.
+func knownLine(port int, k ssh.PublicKey) string {
+	return fmt.Sprintf("[127.0.0.1]:%d %s", port, bytes.TrimSpace(ssh.MarshalAuthorizedKey(k)))
+}
+
+// TestTransportSSH is the transport paragraph of docs/trust.md for ssh, case by case.
+func TestTransportSSH(t *testing.T) {
+	repo := fleet(t)
+	me := username(t)
 	key := clientKey(t)
-	port, hostKeys := sshd(t, key+".pub")
+	authority := filepath.Join(t.TempDir(), "authority")
+	ca := writeKey(t, authority)
+	port, hostKeys := sshd(t, key+".pub", certified(authority, "127.0.0.1")...)
+	address := fmt.Sprintf("127.0.0.1:%d", port)
 	known := func(lines ...string) string {
 		path := filepath.Join(t.TempDir(), "known_hosts")
 		write(t, path, strings.Join(lines, "\n")+"\n")
 		return path
 	}
-	line := func(k ssh.PublicKey) string {
-		return fmt.Sprintf("[127.0.0.1]:%d %s", port, bytes.TrimSpace(ssh.MarshalAuthorizedKey(k)))
-	}
+	line := func(k ssh.PublicKey) string { return knownLine(port, k) }
+	bare := func(k ssh.PublicKey) string { return string(bytes.TrimSpace(ssh.MarshalAuthorizedKey(k))) }
+	other := writeKey(t, filepath.Join(t.TempDir(), "other"))
 	good := known(line(hostKeys[0]))
-	url := fmt.Sprintf("ssh://%s@127.0.0.1:%d%s", me.Username, port, repo)
-	scp := fmt.Sprintf("%s@127.0.0.1:%d:%s", me.Username, port, repo)
-	source1 := func(url, known, key string) *fetcher {
+	url := fmt.Sprintf("ssh://%s@%s%s", me, address, repo)
+	from := func(url, known, key string) *fetcher {
 		return newSource(t, gogit.Options{URL: url, KnownHosts: []string{"/nope/known_hosts", known}, SSHKey: key, Timeout: 20 * time.Second})
 	}
-	t.Run("ssh URL", func(t *testing.T) { follow(t, repo, source1(url, good, key)) })
-	t.Run("scp-like", func(t *testing.T) { follow(t, repo, source1(scp, good, key)) })
-	t.Run("the other key type", func(t *testing.T) { follow(t, repo, source1(url, known(line(hostKeys[1])), key)) })
+	ed, ec := "ssh-ed25519 "+ssh.FingerprintSHA256(hostKeys[0]), "ecdsa-sha2-nistp256 "+ssh.FingerprintSHA256(hostKeys[1])
+
+	for name, c := range map[string]struct {
+		url   string
+		lines []string
+	}{
+		"ssh URL":                     {url, []string{line(hostKeys[0])}},
+		"scp-like":                    {fmt.Sprintf("%s@%s:%s", me, address, repo), []string{line(hostKeys[0])}},
+		"the other key type":          {url, []string{line(hostKeys[1])}},
+		"both keys":                   {url, []string{line(hostKeys[0]), line(hostKeys[1])}},
+		"an old key beside the new":   {url, []string{line(other), line(hostKeys[0])}},
+		"a new key beside the old":    {url, []string{line(hostKeys[0]), line(other)}},
+		"several names":               {url, []string{"git.example.com,[127.0.0.1]:" + strconv.Itoa(port) + " " + bare(hostKeys[0])}},
+		"a wildcard, on another port": {url, []string{"127.0.* " + bare(hostKeys[0])}},
+		"comments":                    {url, []string{"# git server", "", line(hostKeys[0]) + " comment"}},
+		"a CA":                        {url, []string{"@cert-authority [127.0.0.1]:" + strconv.Itoa(port) + " " + bare(ca)}},
+		"a CA for all":                {url, []string{"@cert-authority * " + bare(ca)}},
+		"another revoked key":         {url, []string{line(hostKeys[0]), "@revoked * " + bare(other)}},
+	} {
+		t.Run(name, func(t *testing.T) { follow(t, repo, from(c.url, known(c.lines...), key)) })
+	}
 	t.Run("hashed", func(t *testing.T) {
-		file := known(line(hostKeys[0]))
+		file := known(line(other), line(hostKeys[0]))
 		if out, err := exec.Command("ssh-keygen", "-H", "-f", file).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		follow(t, repo, source1(url, file, key))
+		follow(t, repo, from(url, file, key))
 	})
-	t.Run("unknown host key", func(t *testing.T) {
-		file := known("example.com " + strings.SplitN(line(hostKeys[0]), " ", 2)[1])
-		refused(t, source1(url, file, key), source.ErrUnavailable, "is not known", "SHA256:", file, "ssh-keyscan")
-	})
-	t.Run("changed host key", func(t *testing.T) {
-		other := writeKey(t, filepath.Join(t.TempDir(), "other"))
-		file := known(line(other))
-		refused(t, source1(url, file, key), source.ErrUnavailable, "has changed",
-			ssh.FingerprintSHA256(other), ssh.FingerprintSHA256(hostKeys[0]), file+":1")
+
+	const changed = "Either the server got a new key, or somebody stands in between: ask its operator for the fingerprint before replacing the line."
+	scan := "Run ssh-keyscan -p " + strconv.Itoa(port) + " 127.0.0.1 >> /nope/known_hosts, and compare the fingerprint with what the server's operator says."
+	for name, c := range map[string]struct {
+		lines         []string
+		message, hint string
+	}{
+		"unknown key": {[]string{"example.com " + bare(hostKeys[0])}, "the SSH host key of ADDRESS is not known: it offered OFFERED, which is not in FILE", scan},
+		"changed key": {[]string{line(other)}, "the SSH host key of ADDRESS has changed: it offered " + ed + ", known is ssh-ed25519 " + ssh.FingerprintSHA256(other) + " (FILE:1)", changed},
+		"a key of a type that the server has not": {[]string{line(rsaKey(t))}, "the server has no host key of a type that is known for ADDRESS", scan},
+		"a revoked key":          {[]string{"@revoked * " + bare(hostKeys[0]), line(hostKeys[0])}, "the SSH host key of ADDRESS is revoked: it offered " + ed + ", see FILE:1", "Ask the server's operator: who has that key may be somebody else."},
+		"a revoked CA":           {[]string{"@cert-authority * " + bare(ca), "@revoked * " + bare(ca)}, "the SSH host key of ADDRESS, ssh-ed25519-cert-v01@openssh.com CERTIFIED, is refused: certificate serial 0 revoked", "What is known of this server is in FILE."},
+		"another CA":             {[]string{"@cert-authority * " + bare(other)}, "the SSH host key of ADDRESS is signed by a CA that is not known for it: it offered ssh-ed25519-cert-v01@openssh.com CERTIFIED", "What is known of this server is in FILE."},
+		"a CA for somebody else": {[]string{"@cert-authority *.example.com " + bare(ca)}, "the SSH host key of ADDRESS is not known: it offered OFFERED, which is not in FILE", scan},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := known(c.lines...)
+			offered := ec // what the server likes best, to whom nothing is known
+			message := strings.NewReplacer("ADDRESS", address, "FILE", file, "OFFERED", offered,
+				"CERTIFIED", ssh.FingerprintSHA256(hostKeys[0])+", signed by ssh-ed25519 "+ssh.FingerprintSHA256(ca)).Replace(c.message)
+			says(t, from(url, file, key), source.ErrUnavailable, "fetching "+url+": "+message, strings.ReplaceAll(c.hint, "FILE", file))
+		})
+	}
+	t.Run("a CA's key for another name", func(t *testing.T) {
+		port, _ := sshd(t, key+".pub", certified(authority, "git.example.com")...)
+		url := fmt.Sprintf("ssh://%s@127.0.0.1:%d%s", me, port, repo)
+		refused(t, from(url, known("@cert-authority * "+bare(ca)), key), source.ErrUnavailable, "is refused: ", "principal", "SHA256:")
 	})
 	t.Run("no known_hosts", func(t *testing.T) {
-		refused(t, source1(url, "/nope/too", key), source.ErrLocal, "/nope/known_hosts", "/nope/too")
+		says(t, from(url, "/nope/too", key), source.ErrLocal, "checking the SSH host key: there is no known_hosts file (tried /nope/known_hosts, /nope/too)", scan)
 	})
+	t.Run("known_hosts of others", func(t *testing.T) {
+		file := known(line(hostKeys[0]))
+		if err := os.Chmod(file, 0o622); err != nil {
+			t.Fatal(err)
+		}
+		says(t, from(url, file, key), source.ErrLocal, "reading source.known_hosts: "+file+" is writable by everybody (mode 0622)",
+			"Give it to root and to nobody else to write: chown root "+file+" && chmod go-w "+file)
+	})
+	t.Run("known_hosts that is none", func(t *testing.T) {
+		file := known("what is this?")
+		refused(t, from(url, file, key), source.ErrLocal, "reading source.known_hosts: ", file+":1: ")
+	})
+
 	t.Run("unauthorized key", func(t *testing.T) {
-		refused(t, source1(url, good, clientKey(t)), source.ErrUnavailable, "authentication refused", me.Username)
+		says(t, from(url, good, clientKey(t)), source.ErrUnavailable, "fetching "+url+": authentication refused for user "+me,
+			"The server does not accept this host's key: add its public half there as a read-only deploy key.")
 	})
 	t.Run("readable key file", func(t *testing.T) {
 		file := clientKey(t)
 		if err := os.Chmod(file, 0o640); err != nil {
 			t.Fatal(err)
 		}
-		refused(t, source1(url, good, file), source.ErrLocal, file, "0640")
+		says(t, from(url, good, file), source.ErrLocal, "reading source.ssh_key: "+file+" is readable by its group (mode 0640)",
+			"Give it to root and to nobody else to read: chown root "+file+" && chmod go= "+file+". Replace what is in it if others may have read it")
+	})
+	locked := filepath.Join(t.TempDir(), "locked")
+	if data, err := os.ReadFile(key); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(locked, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ssh-keygen", "-q", "-p", "-N", "s3cret", "-f", locked).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	const noPassphrase = "Make a key without one for this host alone (ssh-keygen -N '') and give it read access only."
+	t.Run("encrypted key file", func(t *testing.T) {
+		t.Setenv("SSH_AUTH_SOCK", "")
+		says(t, from(url, good, locked), source.ErrLocal, "reading source.ssh_key: "+locked+" needs a passphrase, which nobody is there to type, and no agent has it", noPassphrase)
+	})
+	t.Run("neither key nor agent", func(t *testing.T) {
+		t.Setenv("SSH_AUTH_SOCK", "")
+		says(t, from(url, good, ""), source.ErrLocal, "finding an SSH key: source.ssh_key is not set and no agent is running", "Name a private key file in source.ssh_key.")
+		t.Setenv("SSH_AUTH_SOCK", "/nope/agent")
+		refused(t, from(url, good, ""), source.ErrLocal, "source.ssh_key is not set and the agent cannot be reached", "/nope/agent")
+	})
+	t.Run("an agent", func(t *testing.T) {
+		agent := sshAgent(t)
+		says(t, from(url, good, locked), source.ErrLocal, "reading source.ssh_key: "+locked+" needs a passphrase, which nobody is there to type, and no agent has it", noPassphrase)
+		agent(key)
+		follow(t, repo, from(url, good, ""))
+		follow(t, repo, from(url, good, locked))
 	})
 	t.Run("no such repository", func(t *testing.T) {
-		refused(t, source1(url+"x", good, key), source.ErrUnavailable, "no such repository")
+		says(t, from(url+"x", good, key), source.ErrUnavailable, "fetching "+url+"x: no such repository", "Check the path in source.url, and that the credentials may read it.")
 	})
+	t.Run("no such branch", func(t *testing.T) {
+		s := newSource(t, gogit.Options{URL: url, KnownHosts: []string{good}, SSHKey: key, Branch: "trunk"})
+		says(t, s, source.ErrUnavailable, "fetching "+url+`: there is no branch "trunk"`, "Set source.branch to one that exists: main.")
+	})
+	t.Run("both versions of the protocol", func(t *testing.T) {
+		manyRefs(t, repo, 100)
+		few := gogit.Options{URL: url, KnownHosts: []string{good}, SSHKey: key, Limits: gogit.Limits{MaxRefs: 10}}
+		says(t, newSource(t, few), source.ErrUnavailable, "fetching "+url+": the repository has more than 10 refs", "That is the limit of source.max_refs: raise it if the repository is meant to be like that.")
+		port, hostKeys := sshd(t, key+".pub", "AcceptEnv GIT_PROTOCOL")
+		few.URL, few.KnownHosts = fmt.Sprintf("ssh://%s@127.0.0.1:%d%s", me, port, repo), []string{known(knownLine(port, hostKeys[0]))}
+		follow(t, repo, newSource(t, few))
+	})
+}
+
+// certified has sshd show a certificate for its ed25519 key.
+func certified(authority, name string) []string {
+	return []string{"CERTIFY " + authority + " " + name}
+}
+
+func rsaKey(t testing.TB) ssh.PublicKey {
+	t.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ssh.NewPublicKey(&private.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// sshAgent runs an agent and returns what gives it a key.
+func sshAgent(t *testing.T) (add func(key string)) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "agent")
+	cmd := exec.Command(need(t, "ssh-agent"), "-D", "-a", socket)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Setenv("SSH_AUTH_SOCK", socket)
+	return func(key string) {
+		if out, err := exec.Command("ssh-add", "-q", key).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
 }
 
 func TestURL(t *testing.T) {

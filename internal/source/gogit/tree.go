@@ -114,7 +114,7 @@ func (t *tree) folder(id plumbing.Hash) ([]source.Entry, error) {
 	}
 	entries, err := parseTree(data)
 	if err != nil {
-		return nil, fmt.Errorf("tree %s: %w", id, err)
+		return nil, fmt.Errorf("%w: tree %s: %w", source.ErrMalformed, id, err)
 	}
 	t.folders[id] = entries
 	return entries, nil

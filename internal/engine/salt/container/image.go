@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/run"
 )
 
@@ -49,8 +50,11 @@ func (i *Image) name() (string, error) {
 	return i.tag(text), nil
 }
 
+// maxContainerfile bounds it in bytes.
+const maxContainerfile = 1 << 20
+
 func (i *Image) containerfile() ([]byte, error) {
-	text, err := os.ReadFile(i.File)
+	text, err := host.ReadTrusted(i.File, maxContainerfile)
 	if err != nil {
 		return nil, &Error{err: fmt.Errorf("reading the Containerfile of the Salt image: %w", err), hint: "engine.container.file in config.toml says which it is"}
 	}
