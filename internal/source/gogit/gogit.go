@@ -13,7 +13,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/sirupsen/logrus"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -156,44 +155,6 @@ func (s *Source) fetch(ctx context.Context) (_ *mirror, err error) {
 	return updated, err
 }
 
-// Tree opens the tree of a commit that is in the mirror. It, and the tree that
-// it returns, fail with source.ErrDamaged where the mirror is: Discard, and
-// Fetch again.
-func (s *Source) Tree(ctx context.Context, commit string) (source.Tree, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	m, err := s.open()
-	if err != nil {
-		return nil, err
-	}
-	c, err := m.commit(plumbing.NewHash(commit))
-	if err != nil {
-		return nil, err
-	}
-	return newTree(m, c.TreeHash), nil
-}
-
-// Describe reads what a commit says about itself.
-func (s *Source) Describe(ctx context.Context, commit string) (source.CommitInfo, error) {
-	if err := ctx.Err(); err != nil {
-		return source.CommitInfo{}, err
-	}
-	m, err := s.open()
-	if err != nil {
-		return source.CommitInfo{}, err
-	}
-	c, err := m.commit(plumbing.NewHash(commit))
-	if err != nil {
-		return source.CommitInfo{}, err
-	}
-	return source.CommitInfo{
-		Subject: printable(firstLine(c.Message)),
-		Author:  printable(fmt.Sprintf("%s <%s>", c.Author.Name, c.Author.Email)),
-		Time:    c.Committer.When,
-	}, nil
-}
-
 // Discard removes the mirror. The next Fetch clones it again.
 func (s *Source) Discard() error {
 	s.close()
@@ -214,15 +175,4 @@ func (s *Source) close() {
 		s.mirror.close()
 		s.mirror = nil
 	}
-}
-
-func (s *Source) open() (*mirror, error) {
-	if s.mirror == nil {
-		m, err := openMirror(s.Dir)
-		if err != nil {
-			return nil, err
-		}
-		s.mirror = m
-	}
-	return s.mirror, nil
 }
