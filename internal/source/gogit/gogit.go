@@ -47,8 +47,8 @@ type Options struct {
 	TokenFile    string   // http(s), instead of PasswordFile
 	CAFile       string   // https: trusted instead of the system's CAs
 
-	Progress io.Writer // what the server says while it packs, for a terminal; nil: nothing
-	Log      logrus.FieldLogger
+	Progress io.Writer          `json:"-"` // what the server says while it packs, for a terminal; nil: nothing
+	Log      logrus.FieldLogger `json:"-"`
 }
 
 // Source is a fleet repo and its mirror. It is used by one goroutine at a time.
@@ -69,6 +69,18 @@ func New(o Options) (*Source, error) {
 	}
 	return &Source{Options: o, remote: r}, nil
 }
+
+// Local is the path of a fleet repo on this machine, "" for one that is reached
+// over the network.
+func (s *Source) Local() string {
+	if s.remote.endpoint.Protocol != "file" {
+		return ""
+	}
+	return s.remote.endpoint.Path
+}
+
+// Agent tells whether the key comes from an ssh-agent.
+func (s *Source) Agent() bool { return s.remote.endpoint.Protocol == "ssh" && s.SSHKey == "" }
 
 // Fetch brings the tip of the branch. When the mirror has it already, nothing
 // but the remote's ref is read.

@@ -40,7 +40,7 @@ const MaxMeta = 32 << 20
 // IDSize is the length of an id in bytes.
 const IDSize = sha1cd.Size
 
-// ErrMissing: an object is not there. It is source.ErrDamaged.
+// ErrMissing is an object that is not there. It is source.ErrDamaged, too.
 var ErrMissing = fmt.Errorf("%w: it lacks an object", source.ErrDamaged)
 
 // Store is where objects come from. What it says may be wrong.
