@@ -4,6 +4,7 @@ PREFIX   ?= /usr
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
 TMPFILES ?= $(PREFIX)/lib/tmpfiles.d
+SYSUSERS ?= $(PREFIX)/lib/sysusers.d
 
 # What makes the program 1.5 MiB smaller and nothing slower: no HTTP/2, which no git
 # server needs, no YAML for a test library that Butane links by mistake, and no
@@ -44,6 +45,7 @@ install: build ## install below DESTDIR
 	install -D -m 0755 bin/reconf-pull $(DESTDIR)$(PREFIX)/bin/reconf-pull
 	install -D -m 0644 -t $(DESTDIR)$(UNITDIR) packaging/systemd/*.service packaging/systemd/*.timer packaging/systemd/*.path
 	install -D -m 0644 packaging/tmpfiles.d/reconf-pull.conf $(DESTDIR)$(TMPFILES)/reconf-pull.conf
+	install -D -m 0644 packaging/sysusers.d/reconf-pull.conf $(DESTDIR)$(SYSUSERS)/reconf-pull.conf
 	install -D -m 0644 packaging/salt/Containerfile $(DESTDIR)$(PREFIX)/share/reconf-pull/salt/Containerfile
 	install -D -m 0644 packaging/config.toml $(DESTDIR)$(PREFIX)/share/doc/reconf-pull/config.toml
 	install -D -m 0644 LICENSE $(DESTDIR)$(PREFIX)/share/licenses/reconf-pull/LICENSE

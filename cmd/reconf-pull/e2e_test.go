@@ -280,6 +280,7 @@ func TestPackagedUnits(t *testing.T) {
 			if out, status := m.Try(append([]string{"systemd-analyze", "verify", "--"}, packagedUnits(t)...)...); out != "" || status != 0 {
 				t.Errorf("systemd-analyze verify ends with %d:\n%s", status, out)
 			}
+			m.analyzed()
 			m.gives("1d", "systemctl", "show", "--value", "--property=TimeoutStartUSec", agent) // longer than run.timeout can be
 			m.gives("directory 755 root:root", "stat", "--format=%F %a %U:%G", "/run/reconf-pull")
 			// An outage is no failure of the host.

@@ -18,13 +18,14 @@ const module = "github.com/reconf-pull/reconf-pull/internal/"
 var layers = []string{
 	"cli", "lock/foreman", "lock/fleetlock", "lock/etcd", "lock/httpclient", "report", "survey", "reconcile", "units", "engine/salt/container", "engine/salt/call", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
 	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "disk", "signature", "secret",
-	"source/gogit", "source/checkout", "source", "host", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
+	"source/gogit", "source/child", "source/checkout", "source/objects", "source", "host", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
 }
 
 // importers are the packages that alone may import a third-party module.
 var importers = map[string]string{
 	"github.com/go-git/go-git/v5":           "source/gogit",
 	"filippo.io/age":                        "secret",
+	"github.com/pjbgf/sha1cd":               "source/objects",
 	"github.com/hiddeco/sshsig":             "signature",
 	"github.com/ProtonMail/go-crypto":       "signature",
 	"github.com/coreos/butane":              "butane",

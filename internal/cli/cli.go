@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/reconf-pull/reconf-pull/internal/config"
+	"github.com/reconf-pull/reconf-pull/internal/source/child"
 	"github.com/reconf-pull/reconf-pull/internal/version"
 )
 
@@ -38,10 +39,14 @@ type options struct {
 type app struct {
 	options
 	stdout, stderr io.Writer
+	close          []io.Closer // at the end of the command
 }
 
 // Main runs one command and returns its exit status.
 func Main(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == child.Command {
+		return fetchForParent(stderr)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), endings()...)
 	defer stop()
 	a := &app{stdout: stdout, stderr: stderr}
@@ -50,6 +55,9 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	for _, c := range a.close {
+		_ = c.Close() // nothing is left to be done
+	}
 	var service *serviceError
 	if ctx.Err() != nil && err != nil && !errors.As(err, &service) {
 		err = errEnded

@@ -62,7 +62,7 @@ func (a *app) reachCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) reachOnce(ctx context.Context, trusted string) (err error) {
+func (a *app) reachOnce(ctx context.Context, trusted string) error {
 	m, err := a.machine()
 	if err != nil {
 		return err
@@ -76,7 +76,6 @@ func (a *app) reachOnce(ctx context.Context, trusted string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, src.Close()) }()
 	if _, err := src.Fetch(ctx); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -38,10 +39,12 @@ func (a *app) status(cmd *cobra.Command, oneline bool) error {
 		return err
 	}
 	s.Version, s.Source = version.String(), m.config.Source.URL
-	if src, err := a.source(m, &state.State{}); err == nil && s.Applied != nil {
-		// The mirror is only a cache: without it the status lacks the subject.
-		if info, err := src.Describe(cmd.Context(), s.Applied.Commit); err == nil {
-			s.Subject = &info
+	// The mirror is only a cache: without it the status lacks the subject.
+	if _, err := os.Lstat(m.dirs.Fetched()); err == nil && s.Applied != nil {
+		if src, err := a.source(m, &state.State{}); err == nil {
+			if info, err := src.Describe(cmd.Context(), s.Applied.Commit); err == nil {
+				s.Subject = &info
+			}
 		}
 	}
 	switch {

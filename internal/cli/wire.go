@@ -28,7 +28,6 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/report"
 	"github.com/reconf-pull/reconf-pull/internal/run"
 	"github.com/reconf-pull/reconf-pull/internal/secret"
-	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 	"github.com/reconf-pull/reconf-pull/internal/systemd"
 	"github.com/reconf-pull/reconf-pull/internal/units"
@@ -130,39 +129,6 @@ func (a *app) names(m *machine) ([]string, bool, error) {
 	return names, false, nil
 }
 
-// source is the fleet repo.
-func (a *app) source(m *machine, st *state.State) (*gogit.Source, error) {
-	s := m.config.Source
-	if a.url != "" {
-		s.URL = a.url
-	}
-	if a.branch != "" {
-		s.Branch = a.branch
-	}
-	if s.URL == "" {
-		return nil, &config.Error{Err: fmt.Errorf("no fleet repo is configured: set url under [source] in %s, or say --url", config.Path)}
-	}
-	var progress io.Writer
-	if terminal(a.stderr) {
-		progress = a.stderr
-	}
-	marks := map[string]string{}
-	for ref, mark := range st.Marks {
-		marks[ref] = mark.Commit
-	}
-	src, err := gogit.New(gogit.Options{
-		URL: s.URL, Branch: s.Branch, Ref: st.Ref, Marks: marks, FullHistory: m.config.Verify.All, Dir: m.dirs.Mirror(), Timeout: time.Duration(s.Timeout),
-		KnownHosts: []string{s.KnownHosts}, SSHKey: s.SSHKey, Username: s.Username, PasswordFile: s.PasswordFile,
-		TokenFile: s.TokenFile, TokenType: s.TokenType, ClientCert: s.ClientCert, ClientKey: s.ClientKey, CAFile: s.CAFile,
-		Limits:   gogit.Limits{MaxFetch: int64(s.MaxFetch), MaxObject: int64(s.MaxObject), MaxObjects: s.MaxObjects, MaxRefs: s.MaxRefs},
-		Progress: progress, Log: m.log,
-	})
-	if err != nil {
-		return nil, &config.Error{Err: err}
-	}
-	return src, nil
-}
-
 // reconciler wires one pull.
 func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, error) {
 	names, named, err := a.names(m)
@@ -171,9 +137,12 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 	}
 	var src reconcile.Source // a checkout has none
 	if a.checkout == "" {
-		if src, err = a.source(m, st); err != nil {
+		fetched, err := a.source(m, st)
+		if err != nil {
 			return nil, err
 		}
+		fetched.Start()
+		src = fetched
 	}
 	u, err := a.update(m, st)
 	if err != nil {

@@ -274,8 +274,12 @@ func (d Dirs) Blobs() string { return filepath.Join(d.State, "blobs") }
 // Pristine is the directory of what was there before us.
 func (d Dirs) Pristine() string { return filepath.Join(d.State, "pristine") }
 
+// Fetched is the directory of the process that fetches, which alone may write it
+// and whose word nobody takes.
+func (d Dirs) Fetched() string { return filepath.Join(d.Cache, "mirror") }
+
 // Mirror is the disposable copy of the fleet repo.
-func (d Dirs) Mirror() string { return filepath.Join(d.Cache, "mirror") }
+func (d Dirs) Mirror() string { return filepath.Join(d.Fetched(), "fleet.git") }
 
 // Downloads is the directory of contents that were fetched over http(s).
 func (d Dirs) Downloads() string { return filepath.Join(d.Cache, "downloads") }

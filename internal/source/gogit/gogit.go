@@ -13,7 +13,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/sirupsen/logrus"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -51,10 +50,14 @@ type Options struct {
 	ClientKey    string   // of ClientCert
 	CAFile       string   // https: trusted instead of the system's CAs
 
+	// HandedOver: somebody who may open and has checked these files has given this
+	// process copies under their names here.
+	HandedOver bool
+
 	Limits
 
-	Progress io.Writer // what the server says while it packs, for a terminal; nil: nothing
-	Log      logrus.FieldLogger
+	Progress io.Writer          `json:"-"` // what the server says while it packs, for a terminal; nil: nothing
+	Log      logrus.FieldLogger `json:"-"`
 }
 
 // Limits bound what a remote can make this machine hold. 0 is the default.
@@ -107,6 +110,18 @@ func New(o Options) (*Source, error) {
 	o.setDefaults()
 	return &Source{Options: o, remote: r}, nil
 }
+
+// Local is the path of a fleet repo on this machine, "" for one that is reached
+// over the network.
+func (s *Source) Local() string {
+	if s.remote.endpoint.Protocol != "file" {
+		return ""
+	}
+	return s.remote.endpoint.Path
+}
+
+// Agent tells whether the key comes from an ssh-agent.
+func (s *Source) Agent() bool { return s.remote.endpoint.Protocol == "ssh" && s.SSHKey == "" }
 
 // Fetch brings the tip of the branch. When the mirror has it already, nothing
 // but the remote's ref is read.
@@ -193,44 +208,6 @@ func (s *Source) fetch(ctx context.Context) (_ *mirror, err error) {
 	return updated, err
 }
 
-// Tree opens the tree of a commit that is in the mirror. It, and the tree that
-// it returns, fail with source.ErrDamaged where the mirror is: Discard, and
-// Fetch again.
-func (s *Source) Tree(ctx context.Context, commit string) (source.Tree, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	m, err := s.open()
-	if err != nil {
-		return nil, err
-	}
-	c, err := m.commit(plumbing.NewHash(commit))
-	if err != nil {
-		return nil, err
-	}
-	return newTree(m, c.TreeHash), nil
-}
-
-// Describe reads what a commit says about itself.
-func (s *Source) Describe(ctx context.Context, commit string) (source.CommitInfo, error) {
-	if err := ctx.Err(); err != nil {
-		return source.CommitInfo{}, err
-	}
-	m, err := s.open()
-	if err != nil {
-		return source.CommitInfo{}, err
-	}
-	c, err := m.commit(plumbing.NewHash(commit))
-	if err != nil {
-		return source.CommitInfo{}, err
-	}
-	return source.CommitInfo{
-		Subject: printable(firstLine(c.Message)),
-		Author:  printable(fmt.Sprintf("%s <%s>", c.Author.Name, c.Author.Email)),
-		Time:    c.Committer.When,
-	}, nil
-}
-
 // Discard removes the mirror. The next Fetch clones it again.
 func (s *Source) Discard() error {
 	s.close()
@@ -251,15 +228,4 @@ func (s *Source) close() {
 		s.mirror.close()
 		s.mirror = nil
 	}
-}
-
-func (s *Source) open() (*mirror, error) {
-	if s.mirror == nil {
-		m, err := openMirror(s.Dir)
-		if err != nil {
-			return nil, err
-		}
-		s.mirror = m
-	}
-	return s.mirror, nil
 }

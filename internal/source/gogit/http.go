@@ -93,7 +93,7 @@ func (s *Source) dialHTTP() (link, error) {
 func (s *Source) tls() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if s.CAFile != "" {
-		pem, err := trusted("source.ca_file", s.CAFile)
+		pem, err := s.trusted("source.ca_file", s.CAFile)
 		if err != nil {
 			return nil, err
 		}
@@ -105,11 +105,11 @@ func (s *Source) tls() (*tls.Config, error) {
 	if s.ClientCert == "" {
 		return c, nil
 	}
-	cert, err := trusted("source.client_cert", s.ClientCert)
+	cert, err := s.trusted("source.client_cert", s.ClientCert)
 	if err != nil {
 		return nil, err
 	}
-	key, err := private("source.client_key", s.ClientKey)
+	key, err := s.private("source.client_key", s.ClientKey)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +133,7 @@ func (s *Source) credentials(l *httpLink) error {
 	if file == "" {
 		return nil
 	}
-	data, err := private(key, file)
+	data, err := s.private(key, file)
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package gogit
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -165,22 +167,21 @@ func (l *Local) Tree(revision string) (_ source.Tree, commit string, err error) 
 	if err != nil {
 		return nil, "", fail(err)
 	}
-	c, err := l.m.commit(*id)
+	root, err := l.m.repo().Tree(context.Background(), id.String())
 	if err != nil {
 		return nil, "", fail(l.Explain(err))
 	}
-	root := newTree(l.m, c.TreeHash)
 	if l.sub == "." {
 		return root, id.String(), nil
 	}
 	folder, err := root.Entry(l.sub)
 	if err == nil && folder.Mode != source.Directory {
-		err = notExist(l.sub)
+		err = &fs.PathError{Op: "look up", Path: l.sub, Err: fs.ErrNotExist}
 	}
 	if err != nil {
 		return nil, "", fail(err)
 	}
-	return newTree(l.m, plumbing.NewHash(folder.ID)), id.String(), nil
+	return l.m.repo().TreeOf(folder.ID), id.String(), nil
 }
 
 // Tracked tells whether git follows a file of the directory that was opened.

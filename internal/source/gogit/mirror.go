@@ -1,11 +1,9 @@
 package gogit
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -19,9 +17,7 @@ import (
 	"github.com/go-git/go-git/v5/config"
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
-	"github.com/go-git/go-git/v5/plumbing/object"
 	"github.com/go-git/go-git/v5/storage/filesystem"
-	"github.com/pjbgf/sha1cd"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -34,9 +30,6 @@ const (
 	largeObject = 1 << 20
 	// objectCache bounds what go-git keeps of the small objects and delta bases.
 	objectCache = 8 * cache.MiByte
-	// maxMeta bounds a commit or one folder's tree object: 32 MiB is half a
-	// million entries.
-	maxMeta = 32 << 20
 )
 
 // mirror is an open mirror whose tip was read and hashed.
@@ -50,11 +43,11 @@ type mirror struct {
 
 	mu    sync.Mutex // go-git's packs are for one goroutine
 	packs packs      // nil until the first object is read
-	other objects    // of a repository that is no mirror of ours; nil: packs
+	other lookup     // of a repository that is no mirror of ours; nil: packs
 }
 
-// objects are where an object is read from.
-type objects interface {
+// lookup is where an object is read from.
+type lookup interface {
 	object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.EncodedObject, error)
 	direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool, err error)
 	size(id plumbing.Hash) (int64, error)
@@ -119,16 +112,9 @@ func (m *mirror) close() {
 }
 
 // checkTip reads the commit and the root of its tree.
-func (m *mirror) checkTip(tip plumbing.Hash) error {
-	c, err := m.commit(tip)
-	if err != nil {
-		return err
-	}
-	_, err = m.read(plumbing.TreeObject, c.TreeHash)
-	return err
-}
+func (m *mirror) checkTip(tip plumbing.Hash) error { return m.repo().Check(tip.String()) }
 
-func (m *mirror) open() (_ objects, err error) {
+func (m *mirror) open() (_ lookup, err error) {
 	if m.other != nil {
 		return m.other, nil
 	}
@@ -168,18 +154,6 @@ func (m *mirror) size(id plumbing.Hash) (size int64, err error) {
 	return size, nil
 }
 
-// stream reads an object, and fails at its end when it is not what id names.
-func (m *mirror) stream(obj plumbing.EncodedObject, id plumbing.Hash) (_ io.ReadCloser, err error) {
-	defer recovered(&err)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r, err := obj.Reader()
-	if err != nil {
-		return nil, damaged(obj.Type().String()+" "+id.String(), err)
-	}
-	return newHashingReader(r, obj.Type(), obj.Size(), id), nil
-}
-
 // direct is packs.direct; what is wrong is said by the way that is always open.
 func (m *mirror) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool) {
 	m.mu.Lock()
@@ -191,91 +165,6 @@ func (m *mirror) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadClose
 	r, size, ok, err = from.direct(t, id)
 	return r, size, ok && err == nil
 }
-
-// read reads a commit or a tree whole.
-func (m *mirror) read(t plumbing.ObjectType, id plumbing.Hash) ([]byte, error) {
-	if r, size, ok := m.direct(t, id); ok {
-		defer r.Close()
-		var data bytes.Buffer
-		data.Grow(int(min(size, maxPrealloc)) + bytes.MinRead) // a little more: a full buffer doubles to look for the end
-		_, err := data.ReadFrom(io.LimitReader(newHashingReader(r, t, size, id), size+1))
-		if err == nil && int64(data.Len()) != size {
-			err = damaged(t.String()+" "+id.String(), errors.New("it is larger than it says"))
-		}
-		return data.Bytes(), err
-	}
-	obj, err := m.encoded(t, id)
-	if err != nil {
-		return nil, err
-	}
-	if obj.Size() > maxMeta {
-		return nil, fmt.Errorf("%s %s: %d bytes, more than the limit of %d", t, id, obj.Size(), maxMeta)
-	}
-	r, err := m.stream(obj, id)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	return io.ReadAll(r)
-}
-
-func (m *mirror) commit(id plumbing.Hash) (*object.Commit, error) {
-	data, err := m.read(plumbing.CommitObject, id)
-	if err != nil {
-		return nil, err
-	}
-	obj := &plumbing.MemoryObject{}
-	obj.SetType(plumbing.CommitObject)
-	if _, err := obj.Write(data); err != nil {
-		return nil, err
-	}
-	c := &object.Commit{}
-	if err := c.Decode(obj); err != nil {
-		return nil, damaged("commit "+id.String(), err)
-	}
-	return c, nil
-}
-
-// hashingReader compares what passed with the id at the end of the object.
-type hashingReader struct {
-	r    io.ReadCloser
-	hash hash.Hash
-	id   plumbing.Hash
-	kind plumbing.ObjectType
-	err  error
-}
-
-func newHashingReader(r io.ReadCloser, t plumbing.ObjectType, size int64, id plumbing.Hash) *hashingReader {
-	h := sha1cd.New()
-	fmt.Fprintf(h, "%s %d\x00", t, size)
-	return &hashingReader{r: r, hash: h, id: id, kind: t}
-}
-
-func (h *hashingReader) Read(p []byte) (n int, err error) {
-	if h.err != nil {
-		return 0, h.err
-	}
-	defer func() { h.err = err }()
-	defer recovered(&err)
-	n, err = h.r.Read(p)
-	h.hash.Write(p[:n])
-	switch {
-	case err == nil:
-	case !errors.Is(err, io.EOF):
-		err = damaged(h.kind.String()+" "+h.id.String(), err)
-	default:
-		err = io.EOF
-		sum, collision := h.hash.(sha1cd.CollisionResistantHash).CollisionResistantSum(nil)
-		if collision {
-			err = fmt.Errorf("%s %s is part of a SHA-1 collision attack: %w", h.kind, h.id, source.ErrUntrusted)
-		} else if plumbing.Hash(sum) != h.id {
-			err = damaged(h.kind.String()+" "+h.id.String(), errors.New("its bytes are not what its id names"))
-		}
-	}
-	return n, err
-}
-
-func (h *hashingReader) Close() error { return h.r.Close() }
 
 // clone makes a mirror beside the old one, if there is one, and takes its place.
 func (s *Source) clone(ctx context.Context, tip *tip) (_ *mirror, err error) {

@@ -14,6 +14,7 @@ import (
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/source/objects"
 )
 
 // maxChain is how many deltas git lets stand on one another.
@@ -163,7 +164,7 @@ func (x *indexer) children(o *packed) []*packed {
 func (x *indexer) fits(kind plumbing.ObjectType, size int64) error {
 	switch kind {
 	case plumbing.CommitObject, plumbing.TreeObject, plumbing.TagObject:
-		if size > maxMeta {
+		if size > objects.MaxMeta {
 			return fmt.Errorf("a %s of %d bytes: %w", kind, size, errMeta)
 		}
 	default:
@@ -174,7 +175,7 @@ func (x *indexer) fits(kind plumbing.ObjectType, size int64) error {
 	return nil
 }
 
-var errMeta = fmt.Errorf("more than %d", maxMeta)
+var errMeta = fmt.Errorf("more than %d", objects.MaxMeta)
 
 // maxHeld bounds what is in memory at a time to resolve deltas.
 const maxHeld = 96 << 20

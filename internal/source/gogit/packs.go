@@ -14,7 +14,8 @@ import (
 	"github.com/go-git/go-git/v5/plumbing"
 	"github.com/go-git/go-git/v5/plumbing/cache"
 	"github.com/go-git/go-git/v5/plumbing/format/packfile"
-	"github.com/pjbgf/sha1cd"
+
+	"github.com/reconf-pull/reconf-pull/internal/source/objects"
 )
 
 // packs are the open packs of a mirror, which hold all of its objects, because
@@ -43,7 +44,7 @@ func openPacks(dir billy.Filesystem) (_ packs, err error) {
 	if err != nil {
 		return nil, damaged("its packs", err)
 	}
-	objects := cache.NewObjectLRU(objectCache)
+	deltas := cache.NewObjectLRU(objectCache)
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".pack")
 		if !ok {
@@ -59,7 +60,7 @@ func openPacks(dir billy.Filesystem) (_ packs, err error) {
 			index.close()
 			return nil, damaged(e.Name(), err)
 		}
-		p = append(p, pack{packfile.NewPackfileWithCache(index, dir, f, objects, largeObject), index, f})
+		p = append(p, pack{packfile.NewPackfileWithCache(index, dir, f, deltas, largeObject), index, f})
 		if err := checkPack(f, sum); err != nil {
 			return nil, damaged(e.Name(), err)
 		}
@@ -70,7 +71,7 @@ func openPacks(dir billy.Filesystem) (_ packs, err error) {
 // checkPack compares the end of a pack with the checksum that is its name:
 // go-git notices a pack that was cut short only when it needs what is missing.
 func checkPack(f billy.File, sum string) error {
-	trailer := make([]byte, sha1cd.Size)
+	trailer := make([]byte, objects.IDSize)
 	if _, err := f.Seek(-int64(len(trailer)), io.SeekEnd); err != nil {
 		return err
 	}
@@ -133,7 +134,7 @@ func (p packs) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser,
 		if b, err = content.ReadByte(); err != nil {
 			return nil, 0, false, err
 		}
-		if size |= int64(b&^more) << shift; size > maxMeta || shift > 32 {
+		if size |= int64(b&^more) << shift; size > objects.MaxMeta || shift > 32 {
 			return nil, 0, false, nil // go-git says what is wrong with it
 		}
 	}

@@ -358,16 +358,19 @@ func (f *fileConversation) close() {
 const maxKeys = 4 << 20
 
 // trusted reads a file that decides whom this machine believes.
-func trusted(key, path string) ([]byte, error) {
-	return local(key, path, host.ReadTrusted)
+func (s *Source) trusted(key, path string) ([]byte, error) {
+	return s.file(key, path, host.ReadTrusted)
 }
 
 // private reads a file that nobody but its owner may read.
-func private(key, path string) ([]byte, error) {
-	return local(key, path, host.ReadSecret)
+func (s *Source) private(key, path string) ([]byte, error) {
+	return s.file(key, path, host.ReadSecret)
 }
 
-func local(key, path string, read func(string, int64) ([]byte, error)) ([]byte, error) {
+func (s *Source) file(key, path string, read func(string, int64) ([]byte, error)) ([]byte, error) {
+	if s.HandedOver {
+		read = func(path string, _ int64) ([]byte, error) { return os.ReadFile(path) }
+	}
 	data, err := read(path, maxKeys)
 	if err == nil {
 		return data, nil
@@ -378,4 +381,30 @@ func local(key, path string, read func(string, int64) ([]byte, error)) ([]byte, 
 		return nil, &source.Error{Err: err, Hint: distrust.Hint()}
 	}
 	return nil, err
+}
+
+// HandOver returns the options for a process that may not open the files that the
+// remote is reached with: give returns the name under which that process finds what
+// read returns for a path. Files that this remote has no use for are left out.
+func (s *Source) HandOver(give func(path string, read func(path string) ([]byte, error)) string) Options {
+	o := s.Options
+	o.HandedOver = true
+	o.CAFile, o.ClientCert, o.ClientKey, o.TokenFile, o.PasswordFile, o.SSHKey, o.KnownHosts = "", "", "", "", "", "", nil
+	from := func(key string, read func(key, path string) ([]byte, error)) func(string) ([]byte, error) {
+		return func(path string) ([]byte, error) { return read(key, path) }
+	}
+	switch s.remote.endpoint.Protocol {
+	case "https":
+		o.CAFile = give(s.CAFile, from("source.ca_file", s.trusted))
+		o.ClientCert = give(s.ClientCert, from("source.client_cert", s.trusted))
+		o.ClientKey = give(s.ClientKey, from("source.client_key", s.private))
+		o.TokenFile = give(s.TokenFile, from("source.token_file", s.private))
+		o.PasswordFile = give(s.PasswordFile, from("source.password_file", s.private))
+	case "ssh":
+		o.SSHKey = give(s.SSHKey, from("source.ssh_key", s.private))
+		for _, path := range s.KnownHosts {
+			o.KnownHosts = append(o.KnownHosts, give(path, from("source.known_hosts", s.trusted)))
+		}
+	}
+	return o
 }

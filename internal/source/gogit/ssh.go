@@ -138,7 +138,7 @@ func (s *Source) signers() (signers func() ([]ssh.Signer, error), done func(), e
 		}
 		return all, done, nil
 	}
-	pem, err := private("source.ssh_key", s.SSHKey)
+	pem, err := s.private("source.ssh_key", s.SSHKey)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -198,7 +198,7 @@ func unlocked(key ssh.PublicKey) (signers func() ([]ssh.Signer, error), done fun
 func (s *Source) hostKeys(c *ssh.ClientConfig) error {
 	var files []string
 	for _, f := range s.KnownHosts {
-		if _, err := trusted("source.known_hosts", f); err == nil {
+		if _, err := s.trusted("source.known_hosts", f); err == nil {
 			files = append(files, f)
 		} else if !errors.Is(err, os.ErrNotExist) {
 			return err

@@ -1,4 +1,4 @@
-package gogit
+package objects
 
 import (
 	"encoding/hex"
@@ -12,26 +12,21 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/go-git/go-git/v5/plumbing"
-
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
 // tree is the tree of one commit. It may be used by several goroutines.
 type tree struct {
-	m    *mirror
-	root plumbing.Hash
+	repo Repo
+	root string
 
 	mu      sync.Mutex
-	folders map[plumbing.Hash][]source.Entry // names instead of paths
-}
-
-func newTree(m *mirror, root plumbing.Hash) *tree {
-	return &tree{m: m, root: root, folders: map[plumbing.Hash][]source.Entry{}}
+	folders map[string][]source.Entry // by id; names instead of paths
+	sizes   map[string]int64          // of blobs, as the store said
 }
 
 func (t *tree) Entry(p string) (source.Entry, error) {
-	at := source.Entry{Path: ".", Mode: source.Directory, ID: t.root.String()}
+	at := source.Entry{Path: ".", Mode: source.Directory, ID: t.root}
 	if p == "." {
 		return at, nil
 	}
@@ -47,7 +42,7 @@ func (t *tree) Entry(p string) (source.Entry, error) {
 		if at.Mode != source.Directory {
 			return source.Entry{}, notExist(p)
 		}
-		entries, err := t.folder(plumbing.NewHash(at.ID))
+		entries, err := t.folder(at.ID)
 		if err != nil {
 			return source.Entry{}, err
 		}
@@ -73,7 +68,7 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 	if at.Mode != source.Directory {
 		return nil, notExist(p)
 	}
-	entries, err := t.folder(plumbing.NewHash(at.ID))
+	entries, err := t.folder(at.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -90,25 +85,43 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 func (t *tree) Names(p string) ([]source.Entry, error) { return t.List(p) }
 
 func (t *tree) Size(e source.Entry) (int64, error) {
-	return t.m.size(plumbing.NewHash(e.ID))
+	size, err := t.repo.Store.Size(e.ID)
+	if err != nil {
+		return 0, err
+	}
+	return size, t.sized(e.ID, size)
 }
 
 func (t *tree) Open(e source.Entry) (io.ReadCloser, error) {
-	id := plumbing.NewHash(e.ID)
-	obj, err := t.m.encoded(plumbing.BlobObject, id)
+	r, size, err := t.repo.Store.Open(Blob, e.ID)
 	if err != nil {
 		return nil, err
 	}
-	return t.m.stream(obj, id)
+	if err := t.sized(e.ID, size); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return newReader(r, size, e.ID), nil
 }
 
-func (t *tree) folder(id plumbing.Hash) ([]source.Entry, error) {
+// sized holds a store to what it said about a size: limits are kept by it before
+// the bytes are there.
+func (t *tree) sized(id string, size int64) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if before, ok := t.sizes[id]; size < 0 || ok && before != size {
+		return fmt.Errorf("%w: blob %s has %d bytes at one time and %d at another", source.ErrDamaged, id, before, size)
+	}
+	t.sizes[id] = size
+	return nil
+}
+
+func (t *tree) folder(id string) ([]source.Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if entries, ok := t.folders[id]; ok {
 		return entries, nil
 	}
-	data, err := t.m.read(plumbing.TreeObject, id)
+	data, err := t.repo.read(Tree, id)
 	if err != nil {
 		return nil, err
 	}
@@ -129,11 +142,11 @@ func parseTree(data []byte) ([]source.Entry, error) {
 	const typical = 40 // bytes of an entry
 	rest := string(data)
 	entries := make([]source.Entry, 0, len(data)/typical)
-	raw := make([]byte, 0, cap(entries)*len(plumbing.ZeroHash))
+	raw := make([]byte, 0, cap(entries)*IDSize)
 	for rest != "" {
 		mode, after, ok := strings.Cut(rest, " ")
 		name, after, ok2 := strings.Cut(after, "\x00")
-		if !ok || !ok2 || len(after) < len(plumbing.ZeroHash) {
+		if !ok || !ok2 || len(after) < IDSize {
 			return nil, errors.New("it is no tree")
 		}
 		bits, err := strconv.ParseUint(mode, 8, 32)
@@ -144,11 +157,11 @@ func parseTree(data []byte) ([]source.Entry, error) {
 		case name == "" || name == "." || name == ".." || strings.Contains(name, "/"), strings.EqualFold(name, ".git"):
 			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", name)
 		}
-		raw = append(raw, after[:len(plumbing.ZeroHash)]...)
+		raw = append(raw, after[:IDSize]...)
 		entries = append(entries, source.Entry{Path: name, Mode: canonical(source.Mode(bits))})
-		rest = after[len(plumbing.ZeroHash):]
+		rest = after[IDSize:]
 	}
-	ids, digits := hex.EncodeToString(raw), hex.EncodedLen(len(plumbing.ZeroHash))
+	ids, digits := hex.EncodeToString(raw), hex.EncodedLen(IDSize)
 	for i := range entries {
 		entries[i].ID = ids[i*digits : (i+1)*digits]
 	}
