@@ -220,6 +220,9 @@ const maxConfig = 1 << 20
 // credentials is systemd's $CREDENTIALS_DIRECTORY, or "".
 func Load(path string, optional bool, credentials string) (Config, error) {
 	c := Default()
+	if path == os.DevNull { // the shell's word for no configuration
+		return c, nil
+	}
 	data, err := host.ReadTrusted(path, maxConfig)
 	if errors.Is(err, os.ErrNotExist) && optional {
 		c.useCredentials(credentials)

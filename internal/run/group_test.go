@@ -131,7 +131,7 @@ func TestGroupIsEnded(t *testing.T) {
 		{"stopped", `echo $$; kill -STOP $$`, 1, time.Second, 0},
 		{"grandchild in a session", `(setsid bash -c 'echo $$; exec sleep 600' &); echo $$; sleep 600`, 2, time.Second, 0},
 		{"daemon with children", `(setsid bash -c 'echo $$; sleep 600 & echo $!; wait' &); echo $$; sleep 600`, 3, time.Second, 0},
-		{"daemon that ignores TERM", `(setsid bash -c 'trap "" TERM; echo $$; while :; do sleep 600; done' &); echo $$; sleep 600`, 2, run.Grace + time.Second, 0},
+		{"daemon that ignores TERM", `(setsid bash -c 'exec 2>/dev/null; trap "" TERM; echo $$; while :; do sleep 600; done' &); echo $$; sleep 600`, 2, run.Grace + time.Second, 0},
 		{"job control", `set -m; sleep 600 & echo $! $$; wait`, 2, time.Second, 0},
 		{"forks when told to end", `trap 'setsid sleep 601 & echo $!; exit' TERM; echo $$; while :; do sleep 600 & wait; done`, 2, run.Grace + time.Second, 1},
 	} {
