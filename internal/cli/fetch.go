@@ -90,8 +90,8 @@ func (a *app) source(m *machine, st *state.State) (*child.Source, error) {
 	if terminal(a.stderr) {
 		o.Progress = a.stderr
 	}
-	if checked.Agent() {
-		o.Agent, o.Run = os.Getenv("SSH_AUTH_SOCK"), m.dirs.Run
+	if o.AgentUser = checked.Agent(); o.AgentUser != "" {
+		o.Agent = os.Getenv("SSH_AUTH_SOCK")
 	}
 	o.Env, o.Read = fetchEnvironment(checked.Local(), user)
 	src := child.New(o)

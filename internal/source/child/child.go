@@ -25,6 +25,9 @@ const Command = "fetch-child"
 const (
 	// defaultPatience is Options.Patience where that is 0.
 	defaultPatience = time.Minute
+	// answers is how often an answer may take its time: a process that is always just
+	// in time would keep this one for days.
+	answers = 15
 	// grace is what an end in good order may take.
 	grace = time.Second
 )
@@ -37,15 +40,16 @@ type Options struct {
 	User *run.User // nil: whoever runs this
 	Env  []string  // besides PATH
 	Read []string  // besides what TLS, ssh, name look-ups and git need
-	// Agent is the socket of an ssh-agent that it may use, "" for none. Run is a
-	// directory of this user, for a socket through which another one gets there.
-	Agent, Run string
+	// Agent is the socket of an ssh-agent with which it may log in as AgentUser, ""
+	// for none.
+	Agent, AgentUser string
 	// Setup returns what the Opener gets, as JSON.
 	Setup func(file HandOver) any
 	// Ref is the only Revision.Ref that a Fetch may bring; "": any branch.
 	Ref     string
 	Timeout time.Duration // of one whole Fetch; the other process keeps it, too
-	// Patience is what an answer may take besides: one that is late has no answer.
+	// Patience is what an answer may take besides, and all answers of one process
+	// together 15 times that: one that is late has no answer.
 	Patience time.Duration
 
 	Progress io.Writer // for a terminal; nil: nothing
@@ -305,7 +309,13 @@ func (s *Source) launch() (setup []byte, err error) {
 	if err := errors.Join(err, files.err); err != nil {
 		return nil, err
 	}
+	if s.o.Agent != "" {
+		if err := files.addAgent(s.o.Agent, s.o.AgentUser); err != nil {
+			return nil, err
+		}
+	}
 	if s.peer, err = s.start(files); err != nil {
+		files.agent.close()
 		return nil, &source.Error{Err: &peerError{"cannot be started: " + err.Error(), err}}
 	}
 	return setup, nil

@@ -23,6 +23,9 @@ type files struct {
 	open  []*os.File
 	names map[int]string // by descriptor in the other process
 	err   error
+
+	agent  *agent // nil: none
+	socket string // its name in the other process
 }
 
 const (
@@ -53,6 +56,16 @@ func (f *files) add(path string, read func(path string) ([]byte, error)) string 
 	}
 	f.names[n] = path
 	return descriptors + strconv.Itoa(n)
+}
+
+// addAgent hands over a way to an ssh-agent.
+func (f *files) addAgent(to, user string) (err error) {
+	if f.agent, err = newAgent(to, user); err != nil {
+		return err
+	}
+	f.socket = descriptors + strconv.Itoa(firstFile+len(f.open))
+	f.open = append(f.open, f.agent.theirs)
+	return nil
 }
 
 const descriptors = "/proc/self/fd/"

@@ -35,7 +35,8 @@ type peer struct {
 	process *run.Process
 	said    *run.Capped
 	names   *files
-	agent   *agent // nil: none, or its own
+	agent   *agent        // nil: none
+	waited  time.Duration // for answers
 }
 
 func (s *Source) start(files *files) (_ *peer, err error) {
@@ -46,19 +47,11 @@ func (s *Source) start(files *files) (_ *peer, err error) {
 	}
 	defer theirIn.Close()
 	defer theirOut.Close()
-	var relay *agent
-	socket := s.o.Agent
-	if socket != "" && s.o.User != nil {
-		if relay, err = newAgent(s.o.Run, socket, s.o.User); err != nil {
-			return nil, errors.Join(err, in.Close(), out.Close())
-		}
-		socket = relay.path
-	}
 	const said = 4 << 10
-	p := &peer{wire: newWire(out, in), in: in, out: out, said: &run.Capped{Most: said}, names: files, agent: relay}
+	p := &peer{wire: newWire(out, in), in: in, out: out, said: &run.Capped{Most: said}, names: files, agent: files.agent}
 	env := append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/", "GOTRACEBACK=none"}, s.o.Env...)
-	if socket != "" {
-		env = append(env, "SSH_AUTH_SOCK="+socket)
+	if files.socket != "" {
+		env = append(env, "SSH_AUTH_SOCK="+files.socket)
 	}
 	confined := run.Confined{
 		Args: []string{Command}, Env: env, User: s.o.User,
@@ -66,7 +59,6 @@ func (s *Source) start(files *files) (_ *peer, err error) {
 		Stdin: theirIn, Stdout: theirOut, Stderr: p.said, Files: files.open,
 	}
 	if p.process, err = confined.Start(); err != nil {
-		relay.close()
 		return nil, errors.Join(err, in.Close(), out.Close())
 	}
 	s.o.Log.Debugf("fetching in process %d, Landlock version %d", p.process.Pid(), p.process.Landlock)
@@ -102,8 +94,10 @@ func (p *peer) end(patience time.Duration) string {
 // ask sends a request and waits for its answer, which may be an error of the
 // request. A process that does anything else is ended.
 func (p *peer) ask(ctx context.Context, takes time.Duration, s *Source, kind byte, content ...[]byte) (data []byte, err error) {
-	late := time.AfterFunc(takes+s.o.Patience, p.expire)
+	began := time.Now()
+	late := time.AfterFunc(takes+min(s.o.Patience, answers*s.o.Patience-p.waited), p.expire)
 	defer func() {
+		p.waited += max(0, time.Since(began)-takes)
 		if !late.Stop() && s.peer == p { // an answer in the last moment
 			data, err = nil, s.broken(os.ErrDeadlineExceeded)
 		}
@@ -134,7 +128,7 @@ func (p *peer) ask(ctx context.Context, takes time.Duration, s *Source, kind byt
 		case answer:
 			return data, nil
 		case failed:
-			err := unpackFailure(data, p.names.rename)
+			err := unpackFailure(data, ctx.Err(), p.names.rename)
 			if errors.Is(err, errProtocol) {
 				return nil, s.broken(err)
 			}

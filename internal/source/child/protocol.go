@@ -7,7 +7,6 @@ package child
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -101,7 +100,7 @@ func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
 
 func rawID(id string) ([]byte, error) {
 	raw, err := hex.DecodeString(id)
-	if err != nil || len(raw) != objects.IDSize {
+	if err != nil || len(raw) != objects.IDSize || hex.EncodeToString(raw) != id { // in capitals it would be another name
 		return nil, fmt.Errorf("%.60q is no object id", id)
 	}
 	return raw, nil
@@ -115,13 +114,14 @@ type failure struct {
 	Text, Hint string
 	Hinted     bool // it was a *source.Error
 	Kinds      []string
-	Errno      int
 }
 
-// kinds are what callers decide on.
+// kinds are what callers decide on, and no others: one that is taken for a file which
+// is not in a tree, or for a run that somebody ended, would be believed.
 var kinds = map[string]error{
 	"unavailable": source.ErrUnavailable, "local": source.ErrLocal, "damaged": source.ErrDamaged, "untrusted": source.ErrUntrusted,
-	"shallow": source.ErrShallow, "malformed": source.ErrMalformed, "missing": objects.ErrMissing, "canceled": context.Canceled, "deadline": context.DeadlineExceeded,
+	"shallow": source.ErrShallow, "malformed": source.ErrMalformed, "missing": objects.ErrMissing,
+	"full": syscall.ENOSPC, "quota": syscall.EDQUOT, "broken": syscall.EIO,
 }
 
 func packFailure(err error) []byte {
@@ -134,10 +134,6 @@ func packFailure(err error) []byte {
 		if errors.Is(err, kind) {
 			f.Kinds = append(f.Kinds, name)
 		}
-	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		f.Errno = int(errno)
 	}
 	f.Text, f.Hint = printable(f.Text), printable(f.Hint)
 	data, _ := json.Marshal(f) // of strings and numbers
@@ -153,7 +149,8 @@ type remoteError struct {
 func (e *remoteError) Error() string   { return e.text }
 func (e *remoteError) Unwrap() []error { return e.kinds }
 
-func unpackFailure(data []byte, rename func(string) string) error {
+// unpackFailure: ended is why the request was given up, nil where it was not.
+func unpackFailure(data []byte, ended error, rename func(string) string) error {
 	var f failure
 	if err := json.Unmarshal(data, &f); err != nil || f.Text == "" {
 		return fmt.Errorf("%w: an error without a text", errProtocol)
@@ -164,8 +161,8 @@ func unpackFailure(data []byte, rename func(string) string) error {
 			e.kinds = append(e.kinds, kind)
 		}
 	}
-	if f.Errno > 0 {
-		e.kinds = append(e.kinds, syscall.Errno(f.Errno))
+	if ended != nil {
+		e.kinds = append(e.kinds, ended)
 	}
 	if f.Hinted {
 		return &source.Error{Err: e, Hint: rename(printable(f.Hint))}

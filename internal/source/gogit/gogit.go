@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/crypto/ssh"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -120,8 +121,24 @@ func (s *Source) Local() string {
 	return s.remote.endpoint.Path
 }
 
-// Agent tells whether the key comes from an ssh-agent.
-func (s *Source) Agent() bool { return s.remote.endpoint.Protocol == "ssh" && s.SSHKey == "" }
+// Agent is the user whom an ssh-agent is needed to log in as, "" where none is: the
+// remote is not reached by ssh, or with a key file that needs no passphrase.
+func (s *Source) Agent() string {
+	if s.remote.endpoint.Protocol != "ssh" {
+		return ""
+	}
+	if s.SSHKey != "" {
+		pem, err := s.private("source.ssh_key", s.SSHKey)
+		if err != nil {
+			return "" // who reads it says so
+		}
+		var locked *ssh.PassphraseMissingError
+		if _, err := ssh.ParseRawPrivateKey(pem); !errors.As(err, &locked) {
+			return ""
+		}
+	}
+	return s.remote.endpoint.User
+}
 
 // Fetch brings the tip of the branch. When the mirror has it already, nothing
 // but the remote's ref is read.

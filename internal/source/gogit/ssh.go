@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 	xknownhosts "golang.org/x/crypto/ssh/knownhosts"
+	"golang.org/x/sys/unix"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -129,7 +131,7 @@ func (s *Source) sshConfig() (c *ssh.ClientConfig, done func(), err error) {
 // signers are the key of source.ssh_key, or what the agent has.
 func (s *Source) signers() (signers func() ([]ssh.Signer, error), done func(), err error) {
 	if s.SSHKey == "" {
-		all, done, err := fromAgent()
+		all, done, err := s.fromAgent()
 		if err != nil {
 			return nil, nil, &source.Error{
 				Err:  localFailure("finding an SSH key", fmt.Errorf("source.ssh_key is not set and %w", err)),
@@ -146,7 +148,7 @@ func (s *Source) signers() (signers func() ([]ssh.Signer, error), done func(), e
 	var locked *ssh.PassphraseMissingError
 	switch {
 	case errors.As(err, &locked):
-		signers, done, ok := unlocked(locked.PublicKey)
+		signers, done, ok := s.unlocked(locked.PublicKey)
 		if !ok {
 			return nil, nil, &source.Error{
 				Err:  localFailure("reading source.ssh_key", fmt.Errorf("%s needs a passphrase, which nobody is there to type, and no agent has it", s.SSHKey)),
@@ -161,24 +163,39 @@ func (s *Source) signers() (signers func() ([]ssh.Signer, error), done func(), e
 }
 
 // fromAgent are the keys of the agent at $SSH_AUTH_SOCK.
-func fromAgent() (signers func() ([]ssh.Signer, error), done func(), err error) {
+func (s *Source) fromAgent() (signers func() ([]ssh.Signer, error), done func(), err error) {
 	socket := os.Getenv("SSH_AUTH_SOCK")
 	if socket == "" {
 		return nil, nil, errors.New("no agent is running")
 	}
-	c, err := net.Dial("unix", socket)
+	c, err := s.dialAgent(socket)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the agent cannot be reached: %w", err)
 	}
 	return agent.NewClient(c).Signers, func() { _ = c.Close() }, nil
 }
 
+func (s *Source) dialAgent(socket string) (net.Conn, error) {
+	n, open := strings.CutPrefix(socket, "/proc/self/fd/")
+	fd, err := strconv.Atoi(n)
+	if !s.HandedOver || !open || err != nil {
+		return net.Dial("unix", socket)
+	}
+	// It is there once, and is needed again.
+	if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), socket)
+	defer f.Close()
+	return net.FileConn(f)
+}
+
 // unlocked is what the agent has of a key whose file is encrypted.
-func unlocked(key ssh.PublicKey) (signers func() ([]ssh.Signer, error), done func(), ok bool) {
+func (s *Source) unlocked(key ssh.PublicKey) (signers func() ([]ssh.Signer, error), done func(), ok bool) {
 	if key == nil { // a format that hides even its public half
 		return nil, nil, false
 	}
-	all, done, err := fromAgent()
+	all, done, err := s.fromAgent()
 	if err != nil {
 		return nil, nil, false
 	}
