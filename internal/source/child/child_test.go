@@ -48,7 +48,10 @@ func TestMain(m *testing.M) {
 }
 
 func openMirror(told []byte, _ io.Writer, log logrus.FieldLogger) (child.Mirror, error) {
-	if os.Getenv("PROBE") != "" {
+	switch os.Getenv("PROBE") {
+	case "agent":
+		return &agentProbe{}, nil
+	case "files":
 		var s probe
 		return &s, json.Unmarshal(told, &s)
 	}

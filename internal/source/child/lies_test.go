@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/child"
 	"github.com/reconf-pull/reconf-pull/internal/source/gogit"
+	"github.com/reconf-pull/reconf-pull/internal/source/objects"
 )
 
 // A little repository that the liar has: one blob in one tree in two commits.
@@ -93,6 +95,11 @@ var lies = map[string]struct {
 	"an error without a text":      {'F', says(frame('e', "{}")), source.ErrLocal, "an error without a text"},
 	"an error that paints":         {'F', says(frame('e', `{"Text": "\u001b[2Jgone\r\nreconf-pull: all is well", "Kinds": ["unavailable"]}`)), source.ErrUnavailable, " [2Jgone  reconf-pull: all is well"},
 	"an error that never ends":     {'F', says(frame('e', `{"Text": "`+strings.Repeat("x", 100_000)+`", "Kinds": ["local"]}`)), source.ErrLocal, strings.Repeat("x", 2000) + "…"},
+	"a file that is not there":     {'O', onlyFails(treeID, `{"Text": "x", "Kinds": ["notexist", "canceled", "deadline"], "Errno": 2}`), nil, "x"},
+	"a run that was ended":         {'F', says(frame('e', `{"Text": "interrupted", "Hinted": true, "Kinds": ["canceled", "unavailable"]}`)), source.ErrUnavailable, "interrupted"},
+	"a commit in capitals":         {'F', says(frame('r', strings.Replace(revision, tipID, strings.ToUpper(tipID), 1))), source.ErrLocal, "what it says is not what was asked for"},
+	"a commit with a longer id":    {'F', says(frame('r', strings.Replace(revision, tipID, tipID+tipID[:24], 1))), source.ErrLocal, "what it says is not what was asked for"},
+	"a shorter id":                 {'F', says(frame('r', strings.Replace(revision, tipID, tipID[:12], 1))), source.ErrLocal, "what it says is not what was asked for"},
 	"nothing":                      {'F', nil, source.ErrLocal, "ended before its time: exit status 0"},
 	"descent by another commit":    {'H', says(frame('r', number(uint64(len(stray)))+stray)), source.ErrDamaged, "its bytes are not what its id names"},
 	"descent by a commit cut off":  {'H', says(frame('r', number(1000)+tipText)), source.ErrLocal, "a commit is cut off"},
@@ -102,6 +109,7 @@ var lies = map[string]struct {
 	"fetch: hangs":                 {'F', hangs, source.ErrLocal, "did not answer in time, and was killed"},
 	"open: hangs":                  {'O', hangs, source.ErrLocal, "did not answer in time, and was killed"},
 	"fetch: says nothing, slowly":  {'F', trickles, source.ErrLocal, "did not answer in time, and was killed"},
+	"open: drips":                  {'O', drips, nil, "more than the limit of"},
 	"fetch: panics":                {'F', func(string) string { panic("out of order") }, source.ErrLocal, "exit status 2: panic: out of order"},
 }
 
@@ -117,9 +125,24 @@ func only(id, answer string) func(string) string {
 	}
 }
 
+func onlyFails(id, failure string) func(string) string {
+	return func(request string) string {
+		if strings.HasSuffix(request, raw(id)) {
+			return frame('e', failure)
+		}
+		return ""
+	}
+}
+
 func hangs(string) string {
 	time.Sleep(time.Hour)
 	return ""
+}
+
+// drips has no end, and every answer is in time.
+func drips(string) string {
+	time.Sleep(300 * time.Millisecond)
+	return frame('r', number(1<<40)+number(1))
 }
 
 func trickles(string) string {
@@ -221,6 +244,12 @@ func TestLies(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), lie.want) || lie.kind != nil && !errors.Is(err, lie.kind) {
 				t.Fatalf("got  %v\nwant %s", err, lie.want)
 			}
+			// What nobody but this process can know.
+			for _, fact := range []error{fs.ErrNotExist, fs.ErrPermission, context.Canceled, context.DeadlineExceeded, io.EOF} {
+				if errors.Is(err, fact) {
+					t.Errorf("it is believed that %v: %v", fact, err)
+				}
+			}
 			if strings.ContainsAny(err.Error(), "\x1b\n\r") || len(err.Error()) > 2500 {
 				t.Errorf("what it says is shown: %.3000q", err.Error())
 			}
@@ -243,4 +272,20 @@ func TestDescentIsProven(t *testing.T) {
 			t.Errorf("%s: %s, %v", older, relation, err)
 		}
 	}
+}
+
+// A process that answers in the last moment, every time, does not keep a run for days.
+func TestInTimeWithoutEnd(t *testing.T) {
+	s := newSource(t, place(t), nil, gogit.Options{URL: "/nowhere"}, child.Options{Env: []string{"LIE=open: drips"}, Patience: time.Second})
+	for range 1000 {
+		_, _, err := s.Open(objects.Blob, blobID)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, source.ErrLocal) || !strings.Contains(err.Error(), "did not answer in time") {
+			t.Errorf("%v", err)
+		}
+		return
+	}
+	t.Error("it goes on and on")
 }

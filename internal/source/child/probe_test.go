@@ -125,7 +125,7 @@ func TestConfinement(t *testing.T) {
 		defer abstract.Close()
 		key := filepath.Join(dir, "key")
 		s := newSource(t, dir, user, gogit.Options{URL: "https://nowhere.invalid"}, child.Options{
-			Env: []string{"PROBE=1"},
+			Env: []string{"PROBE=files"},
 			Setup: func(file child.HandOver) any {
 				return probe{
 					Mirror: filepath.Join(dir, "cache/mirror"), Write: []string{open, dir, "/tmp", "/var/tmp", "/dev/shm", "/run", filepath.Join(dir, "cache")},

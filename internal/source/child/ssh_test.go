@@ -3,8 +3,11 @@ package child_test
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	sshagent "golang.org/x/crypto/ssh/agent"
 
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/run"
@@ -219,10 +223,7 @@ func TestSSH(t *testing.T) {
 				if o.AgentUser = here.Agent(); o.AgentUser != "" {
 					o.Agent = c.agent
 				}
-				s := newSource(t, t.TempDir(), other, of, o)
-				if other != nil {
-					s = newSource(t, place(t), other, of, o)
-				}
+				s := newSource(t, place(t), other, of, o)
 				rev, err := s.Fetch(ctx)
 				if c.kind == nil {
 					if err != nil || rev.Commit != tip {
@@ -252,4 +253,110 @@ func mustRead(t testing.TB, path string) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+// agentProbe tries what else an ssh-agent can do for whoever reaches it.
+type agentProbe struct{ probe }
+
+func (*agentProbe) Fetch(context.Context) (source.Revision, error) {
+	socket, err := os.OpenFile(os.Getenv("SSH_AUTH_SOCK"), os.O_RDWR, 0)
+	if err == nil {
+		return source.Revision{}, errors.Join(errors.New("its socket is a file"), socket.Close())
+	}
+	var fd int
+	if _, err := fmt.Sscanf(os.Getenv("SSH_AUTH_SOCK"), "/proc/self/fd/%d", &fd); err != nil {
+		return source.Revision{}, err
+	}
+	conn, err := net.FileConn(os.NewFile(uintptr(fd), "agent"))
+	if err != nil {
+		return source.Revision{}, err
+	}
+	agent := sshagent.NewClient(struct{ io.ReadWriter }{conn}) // which does not read ahead
+	var could []string
+	try := func(what string, err error) {
+		if err == nil {
+			could = append(could, what)
+		}
+	}
+	keys, err := agent.List()
+	try("list keys", err)
+	if len(keys) != 1 {
+		return source.Revision{}, fmt.Errorf("%d keys, %v", len(keys), err)
+	}
+	login := func(user, service string, key ssh.PublicKey) []byte {
+		return ssh.Marshal(struct {
+			Session []byte
+			Kind    byte
+			User    string
+			Service string
+			Method  string
+			Has     bool
+			Algo    string
+			Key     []byte
+		}{make([]byte, 32), 50, user, service, "publickey", true, key.Type(), key.Marshal()})
+	}
+	sign := func(what string, data []byte) {
+		_, err := agent.Sign(keys[0], data)
+		try(what, err)
+	}
+	good := login("git", "ssh-connection", keys[0])
+	sign("log in", good)
+	sign("log in as root", login("root", "ssh-connection", keys[0]))
+	sign("log in for another service", login("git", "ssh-userauth", keys[0]))
+	sign("sign a commit", append([]byte("SSHSIG"), good...))
+	sign("sign anything", []byte("anything"))
+	sign("sign nothing", nil)
+	sign("sign more", append(good, 0))
+	sign("sign a part", good[:len(good)-1])
+	_, other, _ := ed25519.GenerateKey(rand.Reader)
+	signer, err := ssh.NewSignerFromKey(other)
+	if err != nil {
+		return source.Revision{}, err
+	}
+	sign("sign with one key for another", login("git", "ssh-connection", signer.PublicKey()))
+	try("add a key", agent.Add(sshagent.AddedKey{PrivateKey: other}))
+	try("lock it", agent.Lock([]byte("x")))
+	try("remove a key", agent.Remove(keys[0]))
+	try("remove all keys", agent.RemoveAll())
+	_, err = agent.(sshagent.ExtendedAgent).Extension("session-bind@openssh.com", []byte("x"))
+	try("use extensions", err)
+	for _, message := range []string{"\x00\x00\x00\x00", "\x00\x00\x00\x01\x0d", "\x00\x00\x00\x09\x0d\xff\xff\xff\xff\x00\x00\x00\x00", "\x00\x00\x00\x05\x0d\x00\x00\x00\x00"} {
+		if _, err := conn.Write([]byte(message)); err != nil {
+			return source.Revision{}, err
+		}
+		answer := make([]byte, 5)
+		if _, err := io.ReadFull(conn, answer); err != nil || string(answer) != "\x00\x00\x00\x01\x05" {
+			try(fmt.Sprintf("say %q", message), nil)
+		}
+	}
+	sign("log in at last", good)
+	if _, err := conn.Write([]byte("\xff\xff\xff\xff\x0d")); err != nil {
+		return source.Revision{}, err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	try("say more than an agent takes", err)
+	return source.Revision{}, errors.New("it could: " + strings.Join(could, "; "))
+}
+
+// A process that was taken over can log in where the fleet repo is, as long as it
+// lives, and has no other use of the agent.
+func TestAgentOnlyLogsIn(t *testing.T) {
+	users(t, func(t *testing.T, other *run.User) {
+		dir := place(t)
+		_, fingerprint := keygen(t, filepath.Join(dir, "key"), "")
+		o := child.Options{Env: []string{"PROBE=agent"}, Agent: sshAgent(t, dir, filepath.Join(dir, "key")), AgentUser: "git"}
+		_, err := newSource(t, dir, other, gogit.Options{URL: "git@127.0.0.1:fleet"}, o).Fetch(context.Background())
+		if err == nil || err.Error() != "it could: list keys; log in; log in at last" {
+			t.Errorf("got %v", err)
+		}
+		conn, err := net.Dial("unix", o.Agent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		keys, err := sshagent.NewClient(conn).List()
+		if err != nil || len(keys) != 1 || ssh.FingerprintSHA256(keys[0]) != fingerprint {
+			t.Errorf("the agent has %v, %v", keys, err)
+		}
+	})
 }
