@@ -16,9 +16,13 @@ import (
 // user when he comes.
 func TestFetchWithoutPrivileges(t *testing.T) {
 	m := on(t, bootedhost.Debian13)
+	// What an older release left: a mirror of root's in the same place.
+	m.Run("git", "clone", "--quiet", "--bare", bootedhost.RepoURL, "/var/cache/reconf-pull/mirror")
+	m.Run("chmod", "700", "/var/cache/reconf-pull")
 	m.push("storage: {files: [{path: /etc/one, contents: {inline: one}}]}")
 	m.converge()
 	m.gives("65521:65521 700", "stat", "--format=%u:%g %a", "/var/cache/reconf-pull/mirror")
+	m.gives("/var/cache/reconf-pull/mirror\n/var/cache/reconf-pull/mirror/fleet.git", "find", "/var/cache/reconf-pull", "-mindepth", "1", "-maxdepth", "2")
 	m.gives("root:root 711", "stat", "--format=%U:%G %a", "/var/cache/reconf-pull")
 	m.gives("root:root 700", "stat", "--format=%U:%G %a", "/var/lib/reconf-pull")
 

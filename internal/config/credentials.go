@@ -15,12 +15,18 @@ func (c *Config) useCredentials(dir string) {
 	if dir == "" {
 		return
 	}
+	given := func(key string) (path string, ok bool) {
+		path = filepath.Join(dir, credentialPrefix+key)
+		_, err := os.Stat(path)
+		return path, err == nil
+	}
 	for key, value := range c.secrets() {
-		if path := filepath.Join(dir, credentialPrefix+key); *value == "" {
-			if _, err := os.Stat(path); err == nil {
-				*value = path
-			}
+		if path, ok := given(key); ok && *value == "" {
+			*value = path
 		}
+	}
+	if path, ok := given("secrets.identities"); ok && len(c.Secrets.Identities) == 0 {
+		c.Secrets.Identities = []string{path}
 	}
 }
 

@@ -16,7 +16,7 @@ func TestCredentials(t *testing.T) {
 	given := t.TempDir()
 	for _, key := range []string{
 		"source.ssh_key", "source.password_file", "source.token_file", "source.client_cert", "source.client_key",
-		"lock.cert", "lock.key", "lock.password_file", "source.url", "verify.keyring",
+		"lock.cert", "lock.key", "lock.password_file", "secrets.identities", "source.url", "verify.keyring",
 	} {
 		if err := os.WriteFile(filepath.Join(given, "reconf-pull."+key), []byte("x"), 0o400); err != nil {
 			t.Fatal(err)
@@ -32,7 +32,17 @@ func TestCredentials(t *testing.T) {
 	want.Source.SSHKey, want.Source.PasswordFile = at("source.ssh_key"), at("source.password_file")
 	want.Source.ClientCert, want.Source.ClientKey = at("source.client_cert"), at("source.client_key")
 	want.Lock.Cert, want.Lock.Key, want.Lock.PasswordFile = at("lock.cert"), at("lock.key"), at("lock.password_file")
+	want.Secrets.Identities = []string{at("secrets.identities")}
 	got, err := config.Load(file, false, given)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	own := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(own, []byte("[secrets]\nidentities = ['/own']\n[source]\ntoken_file = '/own'\n[lock]\nuser = 'u'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want.Secrets.Identities = []string{"/own"}
+	got, err = config.Load(own, false, given)
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
 	}
