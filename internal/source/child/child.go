@@ -185,6 +185,15 @@ func (s *Source) Size(id string) (int64, error) {
 
 // Commits is objects.Store.
 func (s *Source) Commits(ctx context.Context, id string, most int) ([][]byte, error) {
+	found, err := s.askCommits(ctx, id, most)
+	if err != nil || len(found) > 0 {
+		return found, err
+	}
+	one, err := s.Commit(ctx, id) // it is too large for one message
+	return [][]byte{one}, err
+}
+
+func (s *Source) askCommits(ctx context.Context, id string, most int) (found [][]byte, err error) {
 	raw, err := rawID(id)
 	if err != nil {
 		return nil, err
@@ -195,7 +204,6 @@ func (s *Source) Commits(ctx context.Context, id string, most int) ([][]byte, er
 	if err != nil {
 		return nil, err
 	}
-	var found [][]byte
 	for len(data) > 0 {
 		if len(data) < 8 || binary.BigEndian.Uint64(data) > uint64(len(data)-8) {
 			return nil, s.broken(fmt.Errorf("%w: a commit is cut off", errProtocol))

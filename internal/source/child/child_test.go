@@ -393,3 +393,26 @@ func TestPanics(t *testing.T) {
 }
 
 var _ objects.Store = (*child.Source)(nil)
+
+// A commit with a message of megabytes is one like all others.
+func TestLargeCommits(t *testing.T) {
+	dir, ctx := place(t), context.Background()
+	repo := fleet(t, dir)
+	first := git(t, repo, "rev-parse", "HEAD")
+	message := filepath.Join(dir, "message")
+	write(t, message, strings.Repeat("A line of a long story.\n", 100_000), 0o644)
+	for range 3 {
+		git(t, repo, "commit", "-q", "--allow-empty", "-F", message)
+	}
+	tip := git(t, repo, "rev-parse", "HEAD")
+	s := newSource(t, dir, nil, gogit.Options{URL: repo, FullHistory: true}, child.Options{})
+	if _, err := s.Fetch(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if relation, err := s.Relation(ctx, first, tip); relation != source.Ahead || err != nil {
+		t.Errorf("the tip is %s, %v", relation, err)
+	}
+	if between, err := s.Between(ctx, first, tip); len(between) != 3 || err != nil {
+		t.Errorf("%d commits between, %v", len(between), err)
+	}
+}

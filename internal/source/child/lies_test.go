@@ -103,7 +103,6 @@ var lies = map[string]struct {
 	"nothing":                      {'F', nil, source.ErrLocal, "ended before its time: exit status 0"},
 	"descent by another commit":    {'H', says(frame('r', number(uint64(len(stray)))+stray)), source.ErrDamaged, "its bytes are not what its id names"},
 	"descent by a commit cut off":  {'H', says(frame('r', number(1000)+tipText)), source.ErrLocal, "a commit is cut off"},
-	"no commit at all":             {'H', says(frame('r', "")), source.ErrDamaged, "0 commits are there"},
 	"more commits than were asked": {'H', says(frame('r', strings.Repeat(number(uint64(len(tipText)))+tipText, 100))), source.ErrDamaged, "100 commits are there"},
 	"that history is left out":     {'H', says(frame('e', `{"Text": "mirror is too shallow", "Kinds": ["shallow"]}`)), source.ErrShallow, "mirror is too shallow"},
 	"fetch: hangs":                 {'F', hangs, source.ErrLocal, "did not answer in time, and was killed"},

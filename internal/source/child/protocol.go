@@ -34,7 +34,7 @@ const (
 	next    = 'N' // handle -> more bytes; none: the end
 	release = 'E' // handle
 	size    = 'Z' // id -> size
-	commits = 'H' // number, id -> length and bytes of each
+	commits = 'H' // number, id -> length and bytes of each; none: the first is too large
 	cancel  = 'C'
 
 	answer   = 'r'
@@ -47,7 +47,7 @@ const (
 	// maxFrame bounds a frame in bytes; chunk is what of an object is put into one.
 	maxFrame = 1<<20 + 64
 	chunk    = 256 << 10
-	// maxBatch bounds the commits of one answer in bytes, but for its first.
+	// maxBatch bounds the commits of one answer in bytes.
 	maxBatch = 256 << 10
 	// maxNotes bounds how often something is said while one request is served, and
 	// maxText how much at once.

@@ -215,12 +215,9 @@ func (s *server) commits(ctx context.Context, content []byte) ([][]byte, error) 
 	}
 	var parts [][]byte
 	total := 0
-	for i, data := range found {
-		if total += len(data) + 8; i > 0 && total > maxBatch {
-			break
-		}
-		if total > chunk {
-			return nil, fmt.Errorf("commit %x has %d bytes, more than the limit of %d", content[8:], len(data), chunk)
+	for _, data := range found {
+		if total += len(data) + 8; total > maxBatch {
+			break // the first one is asked for as an object
 		}
 		parts = append(parts, number(uint64(len(data))), data)
 	}

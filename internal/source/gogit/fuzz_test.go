@@ -7,6 +7,7 @@ import (
 	"crypto/sha1"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -304,3 +305,34 @@ type nowhere struct{}
 
 func (nowhere) Network() string { return "tcp" }
 func (nowhere) String() string  { return "192.0.2.1:2222" }
+
+// A name is as long as a packet, if nobody minds: a few thousand refs would fill the
+// memory of a small host.
+func TestLongNames(t *testing.T) {
+	var refs, old bytes.Buffer
+	for i := range 5000 {
+		name := fmt.Sprintf("refs/heads/%s%d", strings.Repeat("x", 60_000), i)
+		addLine(&refs, "%s %s", zeroID, name)
+		caps := ""
+		if i == 0 {
+			caps = "\x00agent=x"
+		}
+		addLine(&old, "%s %s%s", zeroID, name, caps)
+	}
+	refs.WriteString("0000")
+	old.WriteString("0000")
+	var hello bytes.Buffer
+	addLine(&hello, "version 2")
+	hello.WriteString("0000")
+	const want = "the names of the repository's refs have more than"
+	s, err := begin(t.Context(), &canned{hello.Bytes(), refs.Bytes()}, DefaultMaxRefs, "refs/heads/main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.list(t.Context(), branchPrefix); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("version 2: %v", err)
+	}
+	if _, err := begin(t.Context(), &canned{old.Bytes(), nil}, DefaultMaxRefs, "refs/heads/main"); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("version 0: %v", err)
+	}
+}

@@ -122,6 +122,7 @@ func (s *session) can(text string) error {
 // advertised reads what a server of version 0 begins with: every ref that it has.
 func (s *session) advertised(in *packets, line string, ok bool, wanted string) error {
 	s.said = &listing{refs: map[string]plumbing.Hash{}}
+	names := 0
 	for n := 0; ok; n++ {
 		if n == 0 {
 			ref, caps, _ := strings.Cut(line, "\x00")
@@ -144,6 +145,9 @@ func (s *session) advertised(in *packets, line string, ok bool, wanted string) e
 			}
 			return fmt.Errorf("%w: %q is no ref", errProtocol, printable(line))
 		}
+		if names += len(name); names > s.maxNames() {
+			return tooMuch("source.max_refs", "the names of the repository's refs have more than %d bytes", s.maxNames())
+		}
 		if name == wanted || name == "HEAD" || strings.HasPrefix(name, branchPrefix) {
 			s.said.refs[name] = plumbing.NewHash(id)
 		}
@@ -156,6 +160,13 @@ func (s *session) advertised(in *packets, line string, ok bool, wanted string) e
 		return fmt.Errorf("the repository has %s objects, which are not supported yet", printable(format))
 	}
 	return nil
+}
+
+// maxNames bounds what the names of refs may have in bytes: one packet has room for
+// 64 KiB of them.
+func (s *session) maxNames() int {
+	const least, typical = 1000, 256
+	return max(least, s.maxRefs) * typical
 }
 
 const branchPrefix = "refs/heads/"
@@ -174,6 +185,7 @@ func (s *session) list(ctx context.Context, prefix string) (*listing, error) {
 		return nil, err
 	}
 	l := &listing{refs: map[string]plumbing.Hash{}}
+	names := 0
 	for n := 0; ; n++ {
 		line, ok, err := in.line()
 		if err != nil {
@@ -182,6 +194,9 @@ func (s *session) list(ctx context.Context, prefix string) (*listing, error) {
 		if !ok {
 			return l, nil
 		}
+		if names += len(line); names > s.maxNames() {
+			return nil, tooMuch("source.max_refs", "the names of the repository's refs have more than %d bytes", s.maxNames())
+		}
 		if n >= s.maxRefs {
 			return nil, tooMuch("source.max_refs", "the repository has more than %d refs that begin with %s", s.maxRefs, prefix)
 		}
@@ -189,7 +204,7 @@ func (s *session) list(ctx context.Context, prefix string) (*listing, error) {
 		if len(fields) < 2 || !plumbing.IsHash(fields[0]) {
 			return nil, fmt.Errorf("%w: %q is no ref", errProtocol, printable(line))
 		}
-		l.refs[fields[1]] = plumbing.NewHash(fields[0])
+		l.refs[strings.Clone(fields[1])] = plumbing.NewHash(fields[0])
 		for _, attribute := range fields[2:] {
 			if target, ok := strings.CutPrefix(attribute, "symref-target:"); ok && fields[1] == "HEAD" {
 				l.head = target

@@ -118,11 +118,16 @@ func (m *mirror) Open(kind objects.Kind, id string) (_ io.ReadCloser, size int64
 // Size is objects.Store.
 func (m *mirror) Size(id string) (int64, error) { return m.size(plumbing.NewHash(id)) }
 
+// enoughCommits is how many bytes of commits are returned at once; the last one may
+// be larger.
+const enoughCommits = 256 << 10
+
 // Commits is objects.Store.
 func (m *mirror) Commits(ctx context.Context, id string, most int) ([][]byte, error) {
 	var found [][]byte
+	size := 0
 	seen := map[string]bool{id: true}
-	for queue := []string{id}; len(queue) > 0 && len(found) < most; queue = queue[1:] {
+	for queue := []string{id}; len(queue) > 0 && len(found) < most && size < enoughCommits; queue = queue[1:] {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
@@ -136,7 +141,7 @@ func (m *mirror) Commits(ctx context.Context, id string, most int) ([][]byte, er
 		default:
 			return nil, err
 		}
-		found = append(found, data)
+		found, size = append(found, data), size+len(data)
 		for _, parent := range objects.Parents(data) {
 			if !seen[parent] {
 				seen[parent] = true

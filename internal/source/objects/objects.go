@@ -218,6 +218,7 @@ func links(data []byte) (tree string, parents []string, err error) {
 		id, ok = strings.CutPrefix(line, name+" ")
 		if ok = ok && isID(id); ok {
 			rest = after
+			id = strings.Clone(id) // a history is kept for its ids, not for their commits
 		}
 		return id, ok
 	}
