@@ -177,8 +177,14 @@ func (r *Reconciler) AcceptHistory(ctx context.Context, commit string) (string, 
 	if err != nil {
 		return "", err
 	}
-	if len(commit) < len(rev.Commit) && strings.HasPrefix(rev.Commit, commit) {
+	// As much of the id as status shows: less, or nothing, fits a commit that nobody
+	// meant, or that somebody made to fit.
+	const least = 12
+	if commit = strings.ToLower(commit); len(commit) >= least && strings.HasPrefix(rev.Commit, commit) {
 		commit = rev.Commit
+	}
+	if len(commit) != len(rev.Commit) {
+		return "", &NoSuchCommitError{Commit: commit, Revision: rev}
 	}
 	if commit != rev.Commit {
 		relation, err := r.Source.Relation(ctx, commit, rev.Commit)

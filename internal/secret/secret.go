@@ -106,7 +106,8 @@ func (k *Keys) Open(r io.Reader) (io.Reader, error) {
 	plain, err := age.Decrypt(binary, identities...)
 	var nobody *age.NoIdentityMatchError
 	if errors.As(err, &nobody) {
-		return nil, &NoIdentityError{Kinds: nobody.StanzaTypes, Files: k.files()}
+		slices.Sort(nobody.StanzaTypes)
+		return nil, &NoIdentityError{Kinds: slices.Compact(nobody.StanzaTypes), Files: k.files()}
 	}
 	if err != nil {
 		return nil, from.or(errDamaged)

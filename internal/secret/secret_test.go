@@ -164,7 +164,7 @@ func TestCannotBeOpened(t *testing.T) {
 		"armor cut":            {armored[:len(armored)-20], "it is damaged"},
 		"more behind armor":    {append(bytes.Clone(armored), plain...), "it is damaged"},
 		"armor of nothing":     {[]byte("-----BEGIN AGE ENCRYPTED FILE-----\n" + plain), "it is damaged"},
-		"for somebody else":    {encrypt(t, plain, false, stranger), "it is not encrypted to this host: its recipients are X25519, and none is that of " + file},
+		"for somebody else":    {encrypt(t, plain, false, stranger, stranger), "it is not encrypted to this host: its recipients are X25519, and none is that of " + file},
 	} {
 		got, err := decrypt(keys, bytes.NewReader(c.data))
 		if err == nil || !strings.HasPrefix(err.Error(), c.want) {
