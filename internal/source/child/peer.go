@@ -94,7 +94,7 @@ func (p *peer) end(patience time.Duration) string {
 // ask sends a request and waits for its answer, which may be an error of the
 // request. A process that does anything else is ended.
 func (p *peer) ask(ctx context.Context, takes time.Duration, s *Source, kind byte, content ...[]byte) (data []byte, err error) {
-	began := time.Now()
+	began := time.Now() //nolint:forbidigo // how long it takes, by no clock that a test sets
 	late := time.AfterFunc(takes+min(s.o.Patience, answers*s.o.Patience-p.waited), p.expire)
 	defer func() {
 		p.waited += max(0, time.Since(began)-takes)

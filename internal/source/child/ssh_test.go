@@ -281,7 +281,7 @@ func (*agentProbe) Fetch(context.Context) (source.Revision, error) {
 	keys, err := agent.List()
 	try("list keys", err)
 	if len(keys) != 1 {
-		return source.Revision{}, fmt.Errorf("%d keys, %v", len(keys), err)
+		return source.Revision{}, fmt.Errorf("%d keys, %w", len(keys), err)
 	}
 	login := func(user, service string, key ssh.PublicKey) []byte {
 		return ssh.Marshal(struct {
@@ -318,7 +318,7 @@ func (*agentProbe) Fetch(context.Context) (source.Revision, error) {
 	try("lock it", agent.Lock([]byte("x")))
 	try("remove a key", agent.Remove(keys[0]))
 	try("remove all keys", agent.RemoveAll())
-	_, err = agent.(sshagent.ExtendedAgent).Extension("session-bind@openssh.com", []byte("x"))
+	_, err = agent.Extension("session-bind@openssh.com", []byte("x"))
 	try("use extensions", err)
 	for _, message := range []string{"\x00\x00\x00\x00", "\x00\x00\x00\x01\x0d", "\x00\x00\x00\x09\x0d\xff\xff\xff\xff\x00\x00\x00\x00", "\x00\x00\x00\x05\x0d\x00\x00\x00\x00"} {
 		if _, err := conn.Write([]byte(message)); err != nil {
