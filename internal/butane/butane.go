@@ -6,6 +6,7 @@
 package butane
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -58,7 +59,7 @@ func Translate(layer string, data []byte, written *Written, filesDir string, str
 		return c, d.yamlFindings(err)
 	}
 	t := translation{document: d, filesDir: filesDir, strict: strict}
-	t.run(data)
+	t.run(data, d.source)
 	c.Ignition, c.Raw = t.config, t.raw
 	c.index(d, filesDir)
 	inOrder(t.findings)
@@ -80,7 +81,9 @@ type translation struct {
 	findings finding.List
 }
 
-func (t *translation) run(data []byte) {
+// run translates the document that was written as data; source is what Butane is
+// given of it.
+func (t *translation) run(data, source []byte) {
 	variant, version := text(t.root, "variant"), text(t.root, "version")
 	if more(data) {
 		t.add(t.strictly(), finding.Position{File: t.file}, "only the first YAML document of a layer is read",
@@ -89,7 +92,7 @@ func (t *translation) run(data []byte) {
 	if strings.HasSuffix(version, "-experimental") {
 		t.add(finding.Warning, t.position([]any{"version"}), experimental(variant, version), "")
 	}
-	raw, rep, err := translateBytes(t.source, common.TranslateBytesOptions{
+	raw, rep, err := translateBytes(source, common.TranslateBytesOptions{
 		Raw:              true,
 		TranslateOptions: common.TranslateOptions{FilesDir: t.filesDir, NoResourceAutoCompression: true},
 	})
@@ -99,10 +102,49 @@ func (t *translation) run(data []byte) {
 		return
 	}
 	t.raw = raw
-	t.specialBits(raw, variant)
-	t.config, rep, err = ignition.ParseCompatibleVersion(raw)
-	t.parsed(rep, err)
+	cfg, nodes, ok := decode(raw)
+	if !ok {
+		nodes = dropped(raw)
+		cfg, rep, err = ignition.ParseCompatibleVersion(raw)
+		t.parsed(rep, err)
+	}
+	t.config = cfg
+	t.specialBits(nodes, variant)
 }
+
+// decode is Ignition's parser without its checks, which Butane has made of the
+// same config already, for the versions whose fields are those of the newest one.
+// It does what their translation does, and returns whose special bits that drops.
+func decode(raw []byte) (cfg types.Config, nodes []modeNode, ok bool) {
+	if bytes.Contains(raw, []byte(`\ufffd`)) {
+		return cfg, nil, false // not what Butane checked: JSON cannot hold what that was
+	}
+	if json.Unmarshal(raw, &cfg) != nil {
+		return types.Config{}, nil, false
+	}
+	drop := func(path string, mode *int) {
+		if mode != nil && *mode&special != 0 {
+			nodes = append(nodes, modeNode{path, *mode})
+			*mode &^= special
+		}
+	}
+	switch cfg.Ignition.Version {
+	case "3.3.0", "3.4.0", "3.5.0":
+		for _, f := range cfg.Storage.Files {
+			drop(f.Path, f.Mode)
+		}
+		for _, d := range cfg.Storage.Directories {
+			drop(d.Path, d.Mode)
+		}
+	case "3.6.0", types.MaxVersion.String():
+	default:
+		return types.Config{}, nil, false
+	}
+	cfg.Ignition.Version = types.MaxVersion.String()
+	return cfg, nodes, true
+}
+
+const special = 0o7000 // set-uid, set-gid and sticky
 
 func experimental(variant, version string) string {
 	return fmt.Sprintf("%s %s is experimental: the next release may read it differently or not at all", variant, version)
@@ -290,12 +332,12 @@ var specialSince = map[string]string{
 
 // specialBits warns of mode bits that Ignition's translation to its newest
 // version takes away without a word.
-func (t *translation) specialBits(raw []byte, variant string) {
+func (t *translation) specialBits(nodes []modeNode, variant string) {
 	since, ok := specialSince[variant]
 	if !ok {
 		since = "a version that becomes Ignition 3.6.0"
 	}
-	for _, node := range dropped(raw) {
+	for _, node := range nodes {
 		at := t.nodePath(node.Path)
 		if at != nil {
 			at = append(at, "mode")
@@ -342,7 +384,7 @@ func dropped(raw []byte) []modeNode {
 	}
 	var out []modeNode
 	for _, node := range append(old.Storage.Files, old.Storage.Directories...) {
-		if node.Mode&0o7000 != 0 {
+		if node.Mode&special != 0 {
 			out = append(out, node)
 		}
 	}

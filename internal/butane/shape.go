@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/coreos/butane/base/util"
@@ -24,7 +27,10 @@ type Shape struct {
 	Key [sha256.Size]byte // the same for all documents of one shape
 
 	doc     *document
-	sources []string // of the blobs, as Butane writes them in their order
+	pieces  [][]byte // of the document, between the names of its blobs
+	slots   []int    // which blob each name is
+	sources []string // of the blobs, as Butane writes them
+	texts   bool     // it refers to more than blobs
 }
 
 // NewShape finds the shape of a document whose references lead to the entries;
@@ -47,6 +53,7 @@ func NewShape(layer string, data []byte, written *Written, refs []Reference, ent
 		slots  = map[string]int{}
 		others = map[string]bool{}
 	)
+	s.pieces = make([][]byte, 0, len(refs)+1)
 	put := func(parts ...string) {
 		for _, part := range parts {
 			hash.Write(binary.AppendUvarint(nil, uint64(len(part))))
@@ -60,6 +67,7 @@ func NewShape(layer string, data []byte, written *Written, refs []Reference, ent
 			return nil, false
 		case ref.Kind == Text:
 			others[name] = true // one path is one file: its text is the document's
+			s.texts = true
 			continue
 		}
 		at, ok := plainly(data, lines, nodes[i])
@@ -70,14 +78,15 @@ func NewShape(layer string, data []byte, written *Written, refs []Reference, ent
 		if !again {
 			slot = len(slots)
 			slots[name] = slot
+			source, _, err := util.MakeDataURL(Placeholder(nonce, entry.ID, entry.Path), nil, false)
+			if err != nil {
+				return nil, false
+			}
+			s.sources = append(s.sources, source)
 		}
 		put(string(data[rest:at]), strconv.Itoa(slot))
+		s.pieces, s.slots = append(s.pieces, data[rest:at]), append(s.slots, slot)
 		rest = at + len(ref.Path)
-		source, _, err := util.MakeDataURL(Placeholder(nonce, entry.ID, entry.Path), nil, false)
-		if err != nil {
-			return nil, false
-		}
-		s.sources = append(s.sources, source)
 	}
 	for name := range others {
 		if _, both := slots[name]; both {
@@ -85,8 +94,57 @@ func NewShape(layer string, data []byte, written *Written, refs []Reference, ent
 		}
 	}
 	put(string(data[rest:]))
+	s.pieces = append(s.pieces, data[rest:])
 	hash.Sum(s.Key[:0])
 	return s, true
+}
+
+// Blanks are files that stand for the blobs of any document: writing them once is
+// cheaper than placeholders of each. Several goroutines may use them.
+type Blanks struct {
+	Dir string // exists, is empty and only ours
+
+	mu      sync.Mutex
+	sources []string // of the files that are there
+}
+
+// first are the sources of the first so many blanks, which are there then.
+func (b *Blanks) first(count int) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := len(b.sources); i < count; i++ {
+		source, _, err := util.MakeDataURL([]byte(blank(i)), nil, false)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(b.Dir, blank(i)), []byte(blank(i)), 0o600)
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.sources = append(b.sources, source)
+	}
+	return b.sources[:count:count], nil
+}
+
+func blank(slot int) string { return "blank-" + strconv.Itoa(slot) }
+
+// Blank translates the document with blanks for its blobs; other is the shape of
+// that one, for Like. It is not ok where something is to be said of the document,
+// which only Translate can, or where Butane reads more than blobs.
+func (s *Shape) Blank(blanks *Blanks, strict bool) (other *Shape, made Config, ok bool, err error) {
+	if s.texts {
+		return nil, Config{}, false, nil
+	}
+	sources, err := blanks.first(len(s.sources))
+	if err != nil {
+		return nil, Config{}, false, err
+	}
+	data := slices.Clone(s.pieces[0])
+	for i, slot := range s.slots {
+		data = append(append(data, blank(slot)...), s.pieces[i+1]...)
+	}
+	t := translation{document: s.doc, filesDir: blanks.Dir, strict: strict}
+	t.run(data, data)
+	return &Shape{Key: s.Key, sources: sources}, Config{Ignition: t.config, strict: strict}, len(t.findings) == 0, nil
 }
 
 // Like is what Butane makes of the document, given what it made of another one
@@ -96,7 +154,7 @@ func (s *Shape) Like(other *Shape, made Config) Config {
 		Layer: s.doc.file, Ignition: made.Ignition, strict: made.strict,
 		docs: map[string]*document{s.doc.file: s.doc}, reported: map[string]bool{},
 	}
-	own := map[string]*string{}
+	own := make(map[string]*string, len(s.sources))
 	for i, source := range other.sources {
 		own[source] = &s.sources[i]
 	}

@@ -18,7 +18,8 @@ import (
 // hosts expand to the same bytes, and of layers that differ only in the names of
 // blobs. It is for one tree with one strictness; several goroutines may use it.
 type Shared struct {
-	nonce string
+	nonce  string
+	blanks *butane.Blanks
 
 	mu     sync.Mutex
 	known  map[[sha256.Size]byte]*made
@@ -50,9 +51,9 @@ const mostShapes = 32
 // mostTemplate is above what a template may have in bytes.
 const mostTemplate = 4 << 20
 
-// NewShared remembers nothing yet.
-func NewShared() *Shared {
-	return &Shared{nonce: rand.Text(), known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}, headers: map[string]header{}}
+// NewShared remembers nothing yet. It writes to dir, which is empty and only ours.
+func NewShared(dir string) *Shared {
+	return &Shared{nonce: rand.Text(), blanks: &butane.Blanks{Dir: dir}, known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}, headers: map[string]header{}}
 }
 
 // merge merges the layers of groups that a host begins with, up to one that
@@ -135,7 +136,7 @@ func (s *Shared) get(key [sha256.Size]byte) *made {
 	return m
 }
 
-// shaped is the first document of a shape after Butane.
+// shaped is the first document of a shape after Butane, or one that was made up.
 type shaped struct {
 	made
 	shape *butane.Shape
@@ -156,6 +157,10 @@ func (d *document) alike() (*made, error) {
 	}
 	first := d.Shared.shaped(shape.Key)
 	first.once.Do(func() {
+		var ok bool
+		if first.shape, first.config, ok, first.err = shape.Blank(d.Shared.blanks, d.Strict); ok || first.err != nil {
+			return
+		}
 		d.make(&first.made)
 		first.shape = shape
 	})

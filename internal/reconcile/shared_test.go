@@ -96,7 +96,7 @@ func TestShared(t *testing.T) {
 	if err != nil || len(hosts) != each*len(own) {
 		t.Fatal(hosts, err)
 	}
-	shared := reconcile.NewShared()
+	shared := reconcile.NewShared(t.TempDir())
 	valid, broken := 0, 0
 	for _, name := range hosts {
 		alone, together := translated(name, nil), translated(name, shared)

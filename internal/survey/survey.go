@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -98,7 +99,7 @@ type Validator struct {
 
 // Run looks at every host whose name one of globs matches, or at all. Its error
 // says that looking failed; what is wrong with the fleet repo is in the result.
-func (v *Validator) Run(ctx context.Context, globs []string) (*Validation, error) {
+func (v *Validator) Run(ctx context.Context, globs []string) (_ *Validation, err error) {
 	repo, err := fleet.Open(v.Tree)
 	var bad *finding.Failure
 	if errors.As(err, &bad) {
@@ -119,9 +120,14 @@ func (v *Validator) Run(ctx context.Context, globs []string) (*Validation, error
 	}
 	found := collected{}
 	found.add(whole, "")
+	scratch, err := os.MkdirTemp("", "reconf-pull-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
 	result := &Validation{Hosts: hosts}
 	var mu sync.Mutex
-	shared := reconcile.NewShared()
+	shared := reconcile.NewShared(scratch)
 	err = each(ctx, hosts, func(host string) error {
 		list, err := v.host(ctx, repo, shared, host)
 		if err != nil {
