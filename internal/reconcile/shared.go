@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 
@@ -100,7 +99,7 @@ type document struct {
 	Translation
 	doc   fleet.Document
 	refs  []fleet.Reference
-	dir   string // the private directory of this run
+	dir   func() (string, error) // makes a private directory
 	nonce string
 }
 
@@ -246,7 +245,7 @@ func (d *document) exporter(dir string) butane.Exporter {
 // else.
 func (d *document) make(m *made) {
 	var dir string
-	if dir, m.err = os.MkdirTemp(d.dir, "document-*"); m.err != nil {
+	if dir, m.err = d.dir(); m.err != nil {
 		return
 	}
 	exporter := d.exporter(dir)

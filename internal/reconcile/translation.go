@@ -125,12 +125,20 @@ func (t Translation) Butane() (_ *Translated, err error) {
 	if err := t.Config.Unsupported.Err(); err != nil {
 		return nil, err
 	}
-	scratch, err := t.scratch()
-	if err != nil {
-		return nil, fmt.Errorf("making a private directory for Butane: %w", err)
+	var scratch *os.File // nil: not needed yet
+	dir := func() (_ string, err error) {
+		if scratch == nil {
+			if scratch, err = t.scratch(); err != nil {
+				return "", fmt.Errorf("making a private directory for Butane: %w", err)
+			}
+		}
+		return os.MkdirTemp(scratch.Name(), "document-*")
 	}
-	dir := scratch.Name()
-	defer func() { err = errors.Join(err, os.RemoveAll(dir), scratch.Close()) }()
+	defer func() {
+		if scratch != nil {
+			err = errors.Join(err, os.RemoveAll(scratch.Name()), scratch.Close())
+		}
+	}()
 	out := &Translated{Nonce: rand.Text(), Findings: slices.Clone(t.Config.Warnings)}
 	if t.Shared != nil {
 		out.Nonce = t.Shared.nonce
