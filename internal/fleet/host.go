@@ -171,7 +171,7 @@ func (r *Repo) Hosts() ([]string, error) {
 			names[name] = true // its files may be gone already
 		}
 	}
-	all, err := r.gather(func(source.Entry) bool { return true })
+	all, err := r.gather(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -224,9 +224,10 @@ func (r *Repo) list(dir string) ([]source.Entry, error) {
 	return r.listed(dir, r.tree.List)
 }
 
-// names is list without ids: that of a whole checkout reads all of it.
-func (r *Repo) names(dir string) ([]source.Entry, error) {
-	return r.listed(dir, r.tree.Names)
+// names is list of the wanted, or with nil of all, without ids: those of a whole
+// checkout cost reading all of it.
+func (r *Repo) names(dir string, wanted func(name string) bool) ([]source.Entry, error) {
+	return r.listed(dir, func(dir string) ([]source.Entry, error) { return r.tree.Names(dir, wanted) })
 }
 
 func (r *Repo) listed(dir string, by func(string) ([]source.Entry, error)) ([]source.Entry, error) {
@@ -256,7 +257,7 @@ func (r *Repo) isHost(c candidate) (bool, error) {
 	if !c.folder {
 		return true, nil
 	}
-	inside, err := r.names(c.path)
+	inside, err := r.names(c.path, nil)
 	return slices.ContainsFunc(inside, isDocument), err
 }
 
@@ -288,27 +289,24 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 	if known != nil {
 		return known[strings.ToLower(name)], nil
 	}
-	all, err := r.gather(func(e source.Entry) bool { // first of all: there may be thousands
-		file, _ := stem(e.Path)
-		return strings.EqualFold(file, name) || strings.EqualFold(path.Base(e.Path), name)
+	all, err := r.gather(func(entry string) bool { // there may be thousands
+		file, _ := stem(entry)
+		return strings.EqualFold(file, name) || strings.EqualFold(entry, name)
 	})
 	return all[strings.ToLower(name)], err
 }
 
-// gather finds the candidates among the wanted entries, by their names in lower
-// case.
-func (r *Repo) gather(wanted func(source.Entry) bool) (map[string][]candidate, error) {
+// gather finds the candidates among the wanted entries, or with nil among all, by
+// their names in lower case.
+func (r *Repo) gather(wanted func(name string) bool) (map[string][]candidate, error) {
 	all := map[string][]candidate{}
 	for _, dir := range r.dirs() {
-		list, err := r.names(dir)
+		list, err := r.names(dir, wanted)
 		if err != nil {
 			return nil, err
 		}
 		here, beside := map[string][]candidate{}, map[string]string{}
 		for _, e := range list {
-			if !wanted(e) {
-				continue
-			}
 			c, ok := r.candidate(e)
 			if !ok {
 				continue
@@ -635,7 +633,7 @@ func (r *Repo) similar(names []string) []string {
 	}
 	var all []near
 	for _, dir := range r.dirs() {
-		list, err := r.names(dir)
+		list, err := r.names(dir, nil)
 		if err != nil {
 			continue
 		}

@@ -113,10 +113,10 @@ type Tree interface {
 	// List returns the entries of the folder at path in byte order of their
 	// names; the root is ".".
 	List(path string) ([]Entry, error)
-	// Names is List for those who need neither ids nor whether a file is
-	// executable: both may be left out. The id of a checkout's folder costs reading
-	// everything below it.
-	Names(path string) ([]Entry, error)
+	// Names is List of the entries whose names are wanted, or with nil of all, for
+	// those who need neither ids nor whether a file is executable: both may be left
+	// out. The id of a checkout's folder costs reading everything below it.
+	Names(path string, wanted func(name string) bool) ([]Entry, error)
 	// Size is the size of a blob in bytes, without reading it whole.
 	Size(e Entry) (int64, error)
 	// Open reads a blob. Its bytes are hashed as they pass: the read that meets

@@ -12,12 +12,16 @@ func FuzzTree(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		entries, err := parseTree(data)
+		folder, err := parseTree(string(data))
 		if err != nil {
 			return
 		}
 		seen := map[string]bool{}
-		for _, e := range entries {
+		for i := range folder.entries {
+			e := folder.entry(i)
+			if at, ok := folder.find(e.Path); !ok || at != i {
+				t.Errorf("%q is not found", e.Path)
+			}
 			if e.Path == "" || e.Path == "." || e.Path == ".." || strings.ContainsAny(e.Path, "/\x00") || strings.EqualFold(e.Path, ".git") || seen[e.Path] {
 				t.Errorf("an entry %q", e.Path)
 			}

@@ -82,7 +82,7 @@ func (r Repo) Tree(ctx context.Context, commit string) (source.Tree, error) {
 
 // TreeOf is the tree with this id.
 func (r Repo) TreeOf(id string) source.Tree {
-	return &tree{repo: r, root: id, folders: map[string][]source.Entry{}, sizes: map[string]int64{}}
+	return &tree{repo: r, root: id, folders: map[string]*folder{}, sizes: map[string]int64{}}
 }
 
 // Check reads a commit and the root of its tree.

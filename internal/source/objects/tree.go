@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,8 +22,8 @@ type tree struct {
 	root string
 
 	mu      sync.Mutex
-	folders map[string][]source.Entry // by id; names instead of paths
-	sizes   map[string]int64          // of blobs, as the store said
+	folders map[string]*folder // by id
+	sizes   map[string]int64   // of blobs, as the store said
 }
 
 func (t *tree) Entry(p string) (source.Entry, error) {
@@ -42,22 +43,24 @@ func (t *tree) Entry(p string) (source.Entry, error) {
 		if at.Mode != source.Directory {
 			return source.Entry{}, notExist(p)
 		}
-		entries, err := t.folder(at.ID)
+		f, err := t.folder(at.ID)
 		if err != nil {
 			return source.Entry{}, err
 		}
-		i, found := slices.BinarySearchFunc(entries, name, func(e source.Entry, name string) int { return strings.Compare(e.Path, name) })
+		i, found := f.find(name)
 		if !found {
 			return source.Entry{}, notExist(p)
 		}
 		dir := at.Path
-		at = entries[i]
+		at = f.entry(i)
 		at.Path = path.Join(dir, name)
 	}
 	return at, nil
 }
 
-func (t *tree) List(p string) ([]source.Entry, error) {
+func (t *tree) List(p string) ([]source.Entry, error) { return t.Names(p, nil) }
+
+func (t *tree) Names(p string, wanted func(name string) bool) ([]source.Entry, error) {
 	at, err := t.Entry(p)
 	if err != nil {
 		return nil, err
@@ -68,21 +71,23 @@ func (t *tree) List(p string) ([]source.Entry, error) {
 	if at.Mode != source.Directory {
 		return nil, notExist(p)
 	}
-	entries, err := t.folder(at.ID)
+	f, err := t.folder(at.ID)
 	if err != nil {
 		return nil, err
 	}
-	list := slices.Clone(entries)
-	if p == "." {
-		return list, nil
-	}
-	for i := range list {
-		list[i].Path = p + "/" + list[i].Path // p is clean: joining thousands costs
+	var list []source.Entry
+	for i := range f.entries {
+		if wanted != nil && !wanted(f.name(i)) {
+			continue
+		}
+		e := f.entry(i)
+		if p != "." {
+			e.Path = p + "/" + e.Path // p is clean: joining thousands costs
+		}
+		list = append(list, e)
 	}
 	return list, nil
 }
-
-func (t *tree) Names(p string) ([]source.Entry, error) { return t.List(p) }
 
 func (t *tree) Size(e source.Entry) (int64, error) {
 	size, err := t.repo.Store.Size(e.ID)
@@ -115,63 +120,94 @@ func (t *tree) sized(id string, size int64) error {
 	return nil
 }
 
-func (t *tree) folder(id string) ([]source.Entry, error) {
+func (t *tree) folder(id string) (*folder, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if entries, ok := t.folders[id]; ok {
-		return entries, nil
+	if f, ok := t.folders[id]; ok {
+		return f, nil
 	}
 	data, err := t.repo.read(Tree, id)
 	if err != nil {
 		return nil, err
 	}
-	entries, err := parseTree(data)
+	f, err := parseTree(string(data))
 	if err != nil {
 		return nil, fmt.Errorf("%w: tree %s: %w", source.ErrMalformed, id, err)
 	}
-	t.folders[id] = entries
-	return entries, nil
+	t.folders[id] = f
+	return f, nil
 }
 
-// parseTree reads git's tree format: mode, space, name, NUL, id. What it says
-// was hashed already, so a mistake in it is its author's.
-//
-// A folder of thousands of hosts is read by each of them: names and ids are
-// parts of two strings, not strings of their own.
-func parseTree(data []byte) ([]source.Entry, error) {
+// folder is a tree object. One of thousands of hosts is read by each of them, who
+// needs one entry: an entry is made when it is asked for.
+type folder struct {
+	data    string // as git writes it
+	entries []span // in byte order of their names
+}
+
+// span is where an entry stands in the data of its folder: mode, space, name, NUL
+// and id. No object is larger than MaxMeta.
+type span struct{ start, name, end uint32 }
+
+func (f *folder) name(i int) string {
+	return f.data[f.entries[i].name : f.entries[i].end-1-IDSize]
+}
+
+// entry is one of the entries, with its name for its path.
+func (f *folder) entry(i int) source.Entry {
+	at := f.entries[i]
+	mode, _ := parseMode(f.data[at.start : at.name-1]) // it was read before
+	return source.Entry{Path: f.name(i), Mode: mode, ID: hex.EncodeToString([]byte(f.data[at.end-IDSize : at.end]))}
+}
+
+func (f *folder) find(name string) (i int, found bool) {
+	return sort.Find(len(f.entries), func(i int) int { return strings.Compare(name, f.name(i)) })
+}
+
+// parseTree reads git's tree format. What it says was hashed already, so a mistake
+// in it is its author's.
+func parseTree(data string) (*folder, error) {
 	const typical = 40 // bytes of an entry
-	rest := string(data)
-	entries := make([]source.Entry, 0, len(data)/typical)
-	raw := make([]byte, 0, cap(entries)*IDSize)
-	for rest != "" {
-		mode, after, ok := strings.Cut(rest, " ")
+	f := &folder{data: data, entries: make([]span, 0, len(data)/typical)}
+	last, sorted := "", true
+	for start := 0; start < len(data); {
+		mode, after, ok := strings.Cut(data[start:], " ")
 		name, after, ok2 := strings.Cut(after, "\x00")
 		if !ok || !ok2 || len(after) < IDSize {
 			return nil, errors.New("it is no tree")
 		}
-		bits, err := strconv.ParseUint(mode, 8, 32)
-		if err != nil {
+		if _, err := parseMode(mode); err != nil {
 			return nil, errors.New("it is no tree")
 		}
 		switch {
 		case name == "" || name == "." || name == ".." || strings.Contains(name, "/"), strings.EqualFold(name, ".git"):
 			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", name)
 		}
-		raw = append(raw, after[:IDSize]...)
-		entries = append(entries, source.Entry{Path: name, Mode: canonical(source.Mode(bits))})
-		rest = after[IDSize:]
+		at := span{start: uint32(start), name: uint32(start + len(mode) + 1)}
+		start += len(mode) + 1 + len(name) + 1 + IDSize
+		at.end = uint32(start)
+		f.entries = append(f.entries, at)
+		sorted = sorted && last < name
+		last = name
 	}
-	ids, digits := hex.EncodeToString(raw), hex.EncodedLen(IDSize)
-	for i := range entries {
-		entries[i].ID = ids[i*digits : (i+1)*digits]
+	if sorted {
+		return f, nil
 	}
-	sortByName(entries)
-	for i := 1; i < len(entries); i++ {
-		if entries[i].Path == entries[i-1].Path {
-			return nil, fmt.Errorf("it has two entries named %q", entries[i].Path)
+	// Git sorts a folder as if its name ended in a slash.
+	slices.SortFunc(f.entries, func(a, b span) int {
+		return strings.Compare(data[a.name:a.end-1-IDSize], data[b.name:b.end-1-IDSize])
+	})
+	for i := 1; i < len(f.entries); i++ {
+		if f.name(i) == f.name(i-1) {
+			return nil, fmt.Errorf("it has two entries named %q", f.name(i))
 		}
 	}
-	return entries, nil
+	return f, nil
+}
+
+func parseMode(digits string) (source.Mode, error) {
+	bits, err := strconv.ParseUint(digits, 8, 32)
+	return canonical(source.Mode(bits)), err
 }
 
 // canonical knows the regular modes that git wrote before it settled on two.
@@ -187,10 +223,4 @@ func canonical(m source.Mode) source.Mode {
 
 func notExist(p string) error {
 	return &fs.PathError{Op: "look up", Path: p, Err: fs.ErrNotExist}
-}
-
-// sortByName gives byte order of names; git sorts a folder as if its name ended
-// in a slash.
-func sortByName(entries []source.Entry) {
-	slices.SortFunc(entries, func(a, b source.Entry) int { return strings.Compare(a.Path, b.Path) })
 }

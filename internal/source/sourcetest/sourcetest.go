@@ -129,7 +129,13 @@ func (t *Tree) Entry(name string) (source.Entry, error) {
 }
 
 // Names is part of source.Tree.
-func (t *Tree) Names(name string) ([]source.Entry, error) { return t.List(name) }
+func (t *Tree) Names(name string, wanted func(name string) bool) ([]source.Entry, error) {
+	list, err := t.List(name)
+	if wanted != nil {
+		list = slices.DeleteFunc(list, func(e source.Entry) bool { return !wanted(path.Base(e.Path)) })
+	}
+	return list, err
+}
 
 // List is part of source.Tree.
 func (t *Tree) List(name string) ([]source.Entry, error) {
