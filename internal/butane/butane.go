@@ -119,7 +119,7 @@ func decode(raw []byte) (cfg types.Config, nodes []modeNode, ok bool) {
 	if bytes.Contains(raw, []byte(`\ufffd`)) {
 		return cfg, nil, false // not what Butane checked: JSON cannot hold what that was
 	}
-	if json.Unmarshal(raw, &cfg) != nil {
+	if json.Unmarshal(raw, &cfg) != nil || len(cfg.Storage.Luks) > 0 { // of these the translation loses a field
 		return types.Config{}, nil, false
 	}
 	drop := func(path string, mode *int) {

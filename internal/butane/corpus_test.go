@@ -3,8 +3,13 @@ package butane_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	ignerrors "github.com/coreos/ignition/v2/config/shared/errors"
+	ignition "github.com/coreos/ignition/v2/config/v3_7_experimental"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/reconf-pull/reconf-pull/internal/butane"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
@@ -61,6 +66,7 @@ func TestCorpus(t *testing.T) {
 			continue
 		}
 		translated++
+		sameAsParsed(t, cfg, list)
 		merged, list := butane.Merge([]butane.Config{cfg}, nil)
 		_, more := desired.Translate(merged.Ignition, merged, nil)
 		errs := append(list, more...).Errors()
@@ -79,6 +85,24 @@ func TestCorpus(t *testing.T) {
 	if translated != 64 || missing != 12 || applied != 56 || unsupported != 8 {
 		t.Errorf("translated %d, naming missing files %d, applied %d, unsupported %d; want 64, 12, 56, 8",
 			translated, missing, applied, unsupported)
+	}
+}
+
+// sameAsParsed compares a config with what Ignition's own parser makes of Butane's
+// output, and the findings with what it finds there.
+func sameAsParsed(t *testing.T, cfg butane.Config, list finding.List) {
+	t.Helper()
+	parsed, report, err := ignition.ParseCompatibleVersion(cfg.Raw)
+	if err != nil {
+		t.Errorf("Ignition refuses what Butane made of %s, and nothing was said: %v", cfg.Layer, err)
+	}
+	if diff := cmp.Diff(parsed, cfg.Ignition); diff != "" {
+		t.Errorf("%s (-Ignition's parser, +here):\n%s", cfg.Layer, diff)
+	}
+	for _, entry := range report.Entries {
+		if entry.Message != ignerrors.ErrModeSpecialBits.Error() && !slices.ContainsFunc(list, func(f finding.Finding) bool { return f.Message == entry.Message }) {
+			t.Errorf("%s: Ignition's parser says %q, and the findings do not:\n%s", cfg.Layer, entry.Message, show(list))
+		}
 	}
 }
 

@@ -31,6 +31,13 @@ func seeds(f *testing.F) {
 			}
 		}
 	}
+	const binary = "storage: {files: [{path: !!binary L4A=}, {path: !!binary L4E=}]}\n" // no UTF-8: two paths that JSON makes one of
+	for _, head := range []string{"fcos\nversion: 1.0.0", "fcos\nversion: 1.3.0", "fcos\nversion: 1.5.0", "fcos\nversion: 1.7.0", "fcos\nversion: 1.8.0-experimental", "flatcar\nversion: 1.1.0", "r4e\nversion: 1.1.0", "fiot\nversion: 1.0.0"} {
+		head = "variant: " + head + "\n"
+		f.Add([]byte(head + binary))
+		f.Add([]byte(head + "storage: {files: [{path: /a, mode: 07777, contents: {inline: a}, append: []}], directories: [{path: /b, mode: 02755, user: {id: 0}}], links: [{path: /l, target: ''}]}\nsystemd: {units: []}\npasswd: {}\n"))
+	}
+	f.Add([]byte("variant: openshift\nversion: 4.14.0\nmetadata: {name: a, labels: {machineconfiguration.openshift.io/role: worker}}\nstorage: {files: [{path: /a, mode: 0644, contents: {inline: a}}], luks: [{name: r, device: /dev/x, clevis: {tpm2: true}}]}\n"))
 	f.Add([]byte("a: &a [*a]"))
 	f.Add([]byte("variant: fcos\nversion: 1.6.0\nstorage: ~\n"))
 }
@@ -66,6 +73,9 @@ func FuzzTranslate(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		translate := func() (desired.State, string) {
 			cfg, list := butane.Translate("x.bu", data, nil, dir, true)
+			if len(list.Errors()) == 0 {
+				sameAsParsed(t, cfg, list)
+			}
 			merged, more := butane.Merge([]butane.Config{cfg}, nil)
 			list = append(list, more...)
 			if len(list.Errors()) > 0 {
