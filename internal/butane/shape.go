@@ -102,7 +102,8 @@ func NewShape(layer string, data []byte, written *Written, refs []Reference, ent
 // Blanks are files that stand for the blobs of any document: writing them once is
 // cheaper than placeholders of each. Several goroutines may use them.
 type Blanks struct {
-	Dir string // exists, is empty and only ours
+	Dir   string // exists, is empty and only ours
+	Nonce string // so that no layer can write one itself
 
 	mu      sync.Mutex
 	sources []string // of the files that are there
@@ -113,9 +114,10 @@ func (b *Blanks) first(count int) ([]string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := len(b.sources); i < count; i++ {
-		source, _, err := util.MakeDataURL([]byte(blank(i)), nil, false)
+		data := Placeholder(b.Nonce, "", blank(i))
+		source, _, err := util.MakeDataURL(data, nil, false)
 		if err == nil {
-			err = os.WriteFile(filepath.Join(b.Dir, blank(i)), []byte(blank(i)), 0o600)
+			err = os.WriteFile(filepath.Join(b.Dir, blank(i)), data, 0o600)
 		}
 		if err != nil {
 			return nil, err

@@ -52,7 +52,11 @@ const mostTemplate = 4 << 20
 
 // NewShared remembers nothing yet. It writes to dir, which is empty and only ours.
 func NewShared(dir string) *Shared {
-	return &Shared{nonce: rand.Text(), blanks: &butane.Blanks{Dir: dir}, known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}, headers: map[string]header{}}
+	nonce := rand.Text()
+	return &Shared{
+		nonce: nonce, blanks: &butane.Blanks{Dir: dir, Nonce: nonce},
+		known: map[[sha256.Size]byte]*made{}, shapes: map[[sha256.Size]byte]*shaped{}, merged: map[step]*merged{}, headers: map[string]header{},
+	}
 }
 
 // merge merges the layers of groups that a host begins with, up to one that

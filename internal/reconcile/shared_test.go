@@ -27,6 +27,7 @@ func TestShared(t *testing.T) {
 		"named":      head + "# of %[1]s\nstorage:\n  files:\n" + file("/etc/%[1]s", "contents: {local: files/%[1]s/a}"),
 		"twice":      head + "storage:\n  files:\n" + file("/etc/a", "contents: {local: files/%[1]s/a}") + file("/etc/b", "contents: {local: ./files/%[1]s/a}") + file("/etc/c", "contents: {local: files/%[1]s/a}"),
 		"same":       head + "storage:\n  files:\n" + file("/etc/a", "contents: {local: files/common}"),
+		"blank":      head + "storage:\n  files:\n" + file("/etc/a", "contents: {local: files/%[1]s/a}") + file("/etc/%[1]s", "contents: {inline: blank-0}"),
 		"umlaut":     head + "# größer\nstorage:\n  files:\n" + file("/etc/ü", "contents: {local: files/%[1]s/a}"),
 		"alias":      head + "storage:\n  files:\n    - path: /etc/a\n      contents: &c {local: files/%[1]s/a}\n    - path: /etc/b\n      contents: *c\n",
 		"unit":       head + "systemd:\n  units:\n    - name: a.service\n      contents_local: files/%[1]s/unit\nstorage:\n  files:\n" + file("/etc/a", "contents: {local: files/%[1]s/a}"),
