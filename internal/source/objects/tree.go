@@ -76,6 +76,9 @@ func (t *tree) Names(p string, wanted func(name string) bool) ([]source.Entry, e
 		return nil, err
 	}
 	var list []source.Entry
+	if wanted == nil {
+		list = make([]source.Entry, 0, len(f.entries))
+	}
 	for i := range f.entries {
 		if wanted != nil && !wanted(f.name(i)) {
 			continue
@@ -157,7 +160,9 @@ func (f *folder) name(i int) string {
 func (f *folder) entry(i int) source.Entry {
 	at := f.entries[i]
 	mode, _ := parseMode(f.data[at.start : at.name-1]) // it was read before
-	return source.Entry{Path: f.name(i), Mode: mode, ID: hex.EncodeToString([]byte(f.data[at.end-IDSize : at.end]))}
+	var id [2 * IDSize]byte
+	hex.Encode(id[:], []byte(f.data[at.end-IDSize:at.end]))
+	return source.Entry{Path: f.name(i), Mode: mode, ID: string(id[:])}
 }
 
 func (f *folder) find(name string) (i int, found bool) {
