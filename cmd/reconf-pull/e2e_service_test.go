@@ -115,18 +115,18 @@ func TestRunTypedOnATerminal(t *testing.T) {
 	m.Run("systemctl", "disable", "--now", "--quiet", "reconf-pull.timer")
 	m.Repo().Remove("hosts/web1.bu")
 	m.Repo().Push("nobody")
-	for what, want := range map[string]struct {
-		url    string
-		status int
-		says   string
+	for _, want := range []struct {
+		what, url string
+		status    int
+		says      string
 	}{
-		"a failure": {bootedhost.RepoURL, 66, "reconf-pull: error: "},
-		"an outage": {"file:///nowhere.git", 69, "reconf-pull: error: "},
+		{"a failure", bootedhost.RepoURL, 66, "reconf-pull: error: "},
+		{"an outage", "file:///nowhere.git", 69, "reconf-pull: error: "},
 	} {
 		m.write("/etc/reconf-pull/config.toml", "[source]", "url = '"+want.url+"'")
 		status, shown = m.typed("reconf-pull run")
 		if status != want.status || strings.Count(shown, want.says) != 1 || !strings.Contains(shown, "\x1b[31mreconf-pull: error: ") || strings.Contains(shown, "Failed to start") {
-			t.Errorf("%s ends with %d and shows\n%s", what, status, shown)
+			t.Errorf("%s ends with %d and shows\n%s", want.what, status, shown)
 		}
 	}
 	if status, shown = m.typed("NO_COLOR=1 reconf-pull run"); strings.Contains(shown, "\x1b") {

@@ -87,7 +87,12 @@ func attach(f *os.File) (*os.File, error) {
 }
 
 func (d *disk) mount() error {
-	err := d.ns.do(func() error { return unix.Mount(d.loop.Name(), d.dir, "ext4", 0, mountOptions) })
+	// Others look at a new device, to see what it holds.
+	var err error
+	waitFor(10*time.Second, func() bool {
+		err = d.ns.do(func() error { return unix.Mount(d.loop.Name(), d.dir, "ext4", 0, mountOptions) })
+		return !errors.Is(err, unix.EBUSY)
+	})
 	if err != nil {
 		return fmt.Errorf("mounting %s: %w", d.loop.Name(), err)
 	}

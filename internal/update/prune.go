@@ -26,7 +26,12 @@ func writeSynced(path string, v any) error {
 // generations beyond Keep, and contents that no kept generation has. Whatever
 // is cut off here is done by the next run, which finds the marker for the boot.
 func (u *Update) Prune() error {
-	if err := u.prune(); err != nil {
+	return u.pruned(false)
+}
+
+// pruned is Prune; cutOff: an earlier one may have been, anywhere.
+func (u *Update) pruned(cutOff bool) error {
+	if err := u.prune(cutOff); err != nil {
 		return fmt.Errorf("cleaning up: %w", err)
 	}
 	if u.State.Change != nil {
@@ -43,10 +48,10 @@ func (u *Update) Tidy() error {
 	if _, err := os.Lstat(u.Dirs.Resume()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return u.Prune()
+	return u.pruned(true)
 }
 
-func (u *Update) prune() error {
+func (u *Update) prune(cutOff bool) error {
 	named := slices.Clone(u.State.Open)
 	if u.State.Change != nil {
 		named = append(named, u.State.Change.ID)
@@ -77,10 +82,11 @@ func (u *Update) prune() error {
 	if err != nil {
 		return err
 	}
-	if len(numbers) <= kept {
-		return nil
+	goes := numbers[:max(len(numbers)-kept, 0)]
+	if len(goes) == 0 && !cutOff {
+		return nil // nor is there anything to be gone of their contents
 	}
-	for _, n := range numbers[:len(numbers)-kept] {
+	for _, n := range goes {
 		if err := os.RemoveAll(u.Dirs.Generation(n)); err != nil {
 			return err
 		}
@@ -88,7 +94,7 @@ func (u *Update) prune() error {
 	if u.State.Change != nil {
 		return nil // its contents are in no manifest of a generation
 	}
-	return u.pruneBlobs(numbers[len(numbers)-kept:])
+	return u.pruneBlobs(numbers[len(goes):])
 }
 
 func (u *Update) pruneBlobs(generations []int) error {
