@@ -315,8 +315,9 @@ func (t *transaction) checkLate(item *plan.Item, real string, now disk.Node) err
 	if now.Kind == disk.Other {
 		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
 	}
-	// A directory, or another owner or mode, may be half of our own work.
-	if !now.SameContent(item.Before) && now.Kind != disk.Absent && now.Kind != disk.Directory {
+	// A directory, or another owner or mode, may be half of our own work, also where
+	// the contents are in place already.
+	if !now.SameContent(item.Before) && !now.SameContent(item.After) && now.Kind != disk.Absent && now.Kind != disk.Directory {
 		if err := t.backupLate(item, real, now); err != nil {
 			return err
 		}
