@@ -467,6 +467,18 @@ func TestLateChanges(t *testing.T) {
 	}
 }
 
+// A file that has its contents and not yet its mode is half of our own work: chown(2)
+// takes set-uid bits away for a moment.
+func TestHalfPermissionsAreNoLateChange(t *testing.T) {
+	b := newBench(t)
+	b.want("/etc/tool", b.file(0o4755, "tool"))
+	b.put("/etc/tool", "tool")
+	if result := b.mustApply(); len(result.Notes) > 0 {
+		t.Errorf("notes: %q", result.Notes)
+	}
+	b.expect(map[string]string{"/etc": "directory 0755 0:0", "/etc/tool": "file 4755 0:0 tool"})
+}
+
 // More directories than are synced one by one, all of them removed.
 func TestManyDirectoriesGo(t *testing.T) {
 	b := newBench(t)
