@@ -340,12 +340,19 @@ func words(value string) ([]string, error) {
 	return all, nil
 }
 
-// defaultInstance is what stands for the instance of a bare template.
+// defaultInstance is what stands for the instance of a bare template: what no
+// instance can be, does not.
 func (u *installed) defaultInstance() string {
-	if value := u.install["DefaultInstance"]; template(u.name) && len(value) > 0 {
-		return value[0]
+	value := u.install["DefaultInstance"]
+	if !template(u.name) || len(value) == 0 || strings.ContainsFunc(value[0], func(r rune) bool { return !instanceRune(r) }) {
+		return ""
 	}
-	return ""
+	return value[0]
+}
+
+// instanceRune tells what the name of an instance is made of (systemd.unit(5)).
+func instanceRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(`:-_.\@`, r)
 }
 
 // instantiated is the unit's name, of a template with DefaultInstance= that instance's.
