@@ -26,12 +26,7 @@ func writeSynced(path string, v any) error {
 // generations beyond Keep, and contents that no kept generation has. Whatever
 // is cut off here is done by the next run, which finds the marker for the boot.
 func (u *Update) Prune() error {
-	return u.pruned(false)
-}
-
-// pruned is Prune; cutOff: an earlier one may have been, anywhere.
-func (u *Update) pruned(cutOff bool) error {
-	if err := u.prune(cutOff); err != nil {
+	if err := u.prune(); err != nil {
 		return fmt.Errorf("cleaning up: %w", err)
 	}
 	if u.State.Change != nil {
@@ -48,10 +43,10 @@ func (u *Update) Tidy() error {
 	if _, err := os.Lstat(u.Dirs.Resume()); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	return u.pruned(true)
+	return u.Prune()
 }
 
-func (u *Update) prune(cutOff bool) error {
+func (u *Update) prune() error {
 	named := slices.Clone(u.State.Open)
 	if u.State.Change != nil {
 		named = append(named, u.State.Change.ID)
@@ -82,19 +77,23 @@ func (u *Update) prune(cutOff bool) error {
 	if err != nil {
 		return err
 	}
-	goes := numbers[:max(len(numbers)-kept, 0)]
-	if len(goes) == 0 && !cutOff {
-		return nil // nor is there anything to be gone of their contents
+	if len(numbers) <= kept {
+		return nil
+	}
+	goes := numbers[:len(numbers)-kept]
+	// Contents first: a crash then leaves generations that tell of it. What is pinned is
+	// in no manifest of a generation.
+	if u.State.Change == nil {
+		if err := u.pruneBlobs(numbers[len(goes):]); err != nil {
+			return err
+		}
 	}
 	for _, n := range goes {
 		if err := os.RemoveAll(u.Dirs.Generation(n)); err != nil {
 			return err
 		}
 	}
-	if u.State.Change != nil {
-		return nil // its contents are in no manifest of a generation
-	}
-	return u.pruneBlobs(numbers[len(goes):])
+	return nil
 }
 
 func (u *Update) pruneBlobs(generations []int) error {

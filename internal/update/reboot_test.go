@@ -608,26 +608,6 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
-// A run that died while it cleaned up, and had removed the generations already, leaves
-// no contents behind: the next one removes what no generation has.
-func TestTidyAfterACrash(t *testing.T) {
-	b := newBench(t)
-	stray := filepath.Join(b.Dirs.Blobs(), strings.Repeat("a", 64))
-	for _, file := range []string{stray, b.Dirs.Resume()} {
-		if err := os.WriteFile(file, nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := b.Tidy(); err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range []string{stray, b.Dirs.Resume()} {
-		if _, err := os.Lstat(file); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("%s is still there: %v", file, err)
-		}
-	}
-}
-
 // TestCrashAnywhere ends the process at everything that it does to the world, in
 // a change that reboots and in one that is undone by another reboot, with and
 // without the machine going down too. Runs that go on end in the same state.
