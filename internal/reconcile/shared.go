@@ -65,7 +65,7 @@ func (s *Shared) merge(layers []*made) (config butane.Merged, count int) {
 	config = butane.Begin()
 	var before *merged
 	for _, layer := range layers {
-		next := s.next(step{before, layer})
+		next := remembered(s, s.merged, mostShared, step{before, layer})
 		next.once.Do(func() { next.config = config.With([]butane.Config{layer.config}, nil) })
 		if !next.config.Clean() {
 			break
@@ -76,18 +76,20 @@ func (s *Shared) merge(layers []*made) (config butane.Merged, count int) {
 	return config, count
 }
 
-func (s *Shared) next(at step) *merged {
+// remembered is what of has for the key, new and empty when it has nothing. What has
+// more than most is forgotten whole.
+func remembered[K comparable, V any](s *Shared, of map[K]*V, most int, key K) *V {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m, ok := s.merged[at]
+	v, ok := of[key]
 	if !ok {
-		if len(s.merged) >= mostShared {
-			clear(s.merged)
+		if len(of) >= most {
+			clear(of)
 		}
-		m = &merged{}
-		s.merged[at] = m
+		v = new(V)
+		of[key] = v
 	}
-	return m
+	return v
 }
 
 // made is one document after Butane. The first host that needs it makes it.
@@ -120,23 +122,9 @@ func (d *document) translate(group bool) (*made, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := d.Shared.get(key)
+	m := remembered(d.Shared, d.Shared.known, mostShared, key)
 	m.once.Do(func() { d.make(m) })
 	return m, m.err
-}
-
-func (s *Shared) get(key [sha256.Size]byte) *made {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m, ok := s.known[key]
-	if !ok {
-		if len(s.known) >= mostShared {
-			clear(s.known)
-		}
-		m = &made{}
-		s.known[key] = m
-	}
-	return m
 }
 
 // shaped is the first document of a shape after Butane, or one that was made up.
@@ -158,7 +146,7 @@ func (d *document) alike() (*made, error) {
 		d.make(own)
 		return own, own.err
 	}
-	first := d.Shared.shaped(shape.Key)
+	first := remembered(d.Shared, d.Shared.shapes, mostShapes, shape.Key)
 	first.once.Do(func() {
 		var ok bool
 		if first.shape, first.config, ok, first.err = shape.Blank(d.Shared.blanks, d.Strict); ok || first.err != nil {
@@ -181,20 +169,6 @@ func (d *document) alike() (*made, error) {
 	}
 	own.config = shape.Like(first.shape, first.config)
 	return own, nil
-}
-
-func (s *Shared) shaped(key [sha256.Size]byte) *shaped {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	first, ok := s.shapes[key]
-	if !ok {
-		if len(s.shapes) >= mostShapes {
-			clear(s.shapes)
-		}
-		first = &shaped{}
-		s.shapes[key] = first
-	}
-	return first
 }
 
 // key is everything that the translation of a document depends on.
