@@ -14,6 +14,7 @@ import (
 	"github.com/coreos/ignition/v2/config/v3_7_experimental/types"
 
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
 // UnitDir is where systemd reads what the administrator, or Ignition, wrote.
@@ -249,7 +250,7 @@ func (t *translation) owner(file, field string, id *int, name *string, out *Owne
 
 func (t *translation) unit(u types.Unit) {
 	pos := t.at.Unit(u.Name)
-	if !unitName(u.Name) {
+	if !systemd.UnitName(u.Name) {
 		t.fail(pos, "", "%q is not a name that systemd takes for a unit", u.Name)
 		return
 	}
@@ -282,14 +283,6 @@ func (t *translation) unit(u types.Unit) {
 	}
 	slices.SortFunc(out.Dropins, func(a, b Dropin) int { return strings.Compare(a.Name, b.Name) })
 	t.state.Units = append(t.state.Units, out)
-}
-
-// unitName tells whether systemd takes name for that of a unit (systemd.unit(5)):
-// Ignition looks at the suffix only, and a name may lead out of the unit directory.
-func unitName(name string) bool {
-	const allowed = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-_.\\@"
-	dot := strings.LastIndexByte(name, '.')
-	return len(name) <= 255 && dot > 0 && name[0] != '@' && strings.Trim(name, allowed) == ""
 }
 
 func fileName(name string) bool {

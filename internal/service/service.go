@@ -390,29 +390,6 @@ func TemplateOf(unit string) string {
 	return prefix + "@" + path.Ext(unit)
 }
 
-// unitTypes are the suffixes of unit names (systemd.unit(5)).
-var unitTypes = []string{
-	".service", ".socket", ".timer", ".path", ".mount", ".automount", ".swap",
-	".target", ".slice", ".scope", ".device",
-}
-
-// unitName tells whether a name can be a unit's.
-func unitName(name string) bool {
-	const most = 255
-	ext := path.Ext(name)
-	stem := strings.TrimSuffix(name, ext)
-	if stem == "" || stem[0] == '@' || len(name) > most || !slices.Contains(unitTypes, ext) {
-		return false
-	}
-	return !strings.ContainsFunc(stem, func(r rune) bool {
-		switch {
-		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
-			return false
-		}
-		return !strings.ContainsRune(`:-_.\@`, r)
-	})
-}
-
 // byLength sorts the longest first.
 func byLength(a, b string) int { return cmp.Compare(len(b), len(a)) }
 

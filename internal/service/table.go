@@ -5,6 +5,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
 // unitDirs are where systemd reads units from, for the whole system.
@@ -51,7 +53,7 @@ func (m matcher) match(p string, watches []compiledWatch) (match, error) {
 		}
 		if w.Unit != "" {
 			unit := expand(w.Unit, values)
-			if !unitName(unit) {
+			if !systemd.UnitName(unit) {
 				return match{}, fmt.Errorf("service.watch %q: %s makes %q, which is no unit name", w.Path, p, unit)
 			}
 			return match{units: []string{unit}}, nil
@@ -108,7 +110,7 @@ func (m matcher) defined(p string) []string {
 		if !ok {
 			continue
 		}
-		if unit := ofFileOrDropin(name); unitName(unit) {
+		if unit := ofFileOrDropin(name); systemd.UnitName(unit) {
 			return []string{unit}
 		}
 		return nil
@@ -126,7 +128,7 @@ func (m matcher) defined(p string) []string {
 		file := ofFileOrDropin(name)
 		ext := path.Ext(file)
 		suffix, quadlet := quadlets[ext]
-		if stem := strings.TrimSuffix(file, ext); quadlet && unitName(stem+suffix) {
+		if stem := strings.TrimSuffix(file, ext); quadlet && systemd.UnitName(stem+suffix) {
 			return []string{stem + suffix}
 		}
 		return nil
@@ -175,12 +177,12 @@ func systemdReads(p string) bool {
 		}
 		parent, file, nested := strings.Cut(name, "/")
 		if !nested {
-			return unitName(name) || aggregate(name)
+			return systemd.UnitName(name) || aggregate(name)
 		}
 		if strings.Contains(file, "/") {
 			return false
 		}
-		return aggregate(parent) && (unitName(file) || path.Ext(file) == ".conf")
+		return aggregate(parent) && (systemd.UnitName(file) || path.Ext(file) == ".conf")
 	}
 	for _, dir := range quadletDirs {
 		name, ok := below(p, dir)
@@ -243,7 +245,7 @@ func (m matcher) environment(kind, name string) match {
 func (m matcher) known(units ...string) match {
 	var hit match
 	for _, unit := range units {
-		if unitName(unit) && (m.made[unit] || m.host.Exists(unit)) {
+		if systemd.UnitName(unit) && (m.made[unit] || m.host.Exists(unit)) {
 			hit.units = append(hit.units, unit)
 		}
 	}
@@ -254,7 +256,7 @@ func (m matcher) known(units ...string) match {
 // an instance that nothing has loaded between two builds.
 func (m matcher) builder(template, name string) []string {
 	unit := template + name + ".service"
-	if !unitName(unit) {
+	if !systemd.UnitName(unit) {
 		return nil
 	}
 	for _, candidate := range []string{unit, template + ".service"} {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
 // Watch is one [[service.watch]] of config.toml or fleet.toml: what an operator
@@ -113,7 +115,7 @@ func (w Watch) compile() (compiledWatch, error) {
 		}
 	}
 	if w.Unit != "" {
-		if probe := capture.ReplaceAllString(w.Unit, "x"); !unitName(probe) {
+		if probe := capture.ReplaceAllString(w.Unit, "x"); !systemd.UnitName(probe) {
 			return wrong("%q is no unit name, with its type (.service, …)", w.Unit)
 		}
 	}

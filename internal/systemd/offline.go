@@ -91,7 +91,13 @@ func (o Offline) each(name string, visit func(*installed) error) error {
 		errs = append(errs, visit(u))
 		also, err := u.expand(u.install["Also"])
 		errs = append(errs, err)
-		queue = append(queue, also...)
+		for _, unit := range also {
+			if !UnitName(unit) {
+				errs = append(errs, fmt.Errorf("enabling %s: Also=%q is no unit name", u.name, unit))
+				continue
+			}
+			queue = append(queue, unit)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -344,15 +350,10 @@ func words(value string) ([]string, error) {
 // instance can be, does not.
 func (u *installed) defaultInstance() string {
 	value := u.install["DefaultInstance"]
-	if !template(u.name) || len(value) == 0 || strings.ContainsFunc(value[0], func(r rune) bool { return !instanceRune(r) }) {
+	if !template(u.name) || len(value) == 0 || strings.ContainsFunc(value[0], foreign) {
 		return ""
 	}
 	return value[0]
-}
-
-// instanceRune tells what the name of an instance is made of (systemd.unit(5)).
-func instanceRune(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(`:-_.\@`, r)
 }
 
 // instantiated is the unit's name, of a template with DefaultInstance= that instance's.
@@ -432,8 +433,8 @@ func (u *installed) links() ([]Link, error) {
 		wanting, err := u.expand(u.install[kind.key])
 		errs = append(errs, err)
 		for _, by := range wanting {
-			if prefix, _, ext := split(by); prefix == "" || ext == "" || strings.Contains(by, "/") {
-				errs = append(errs, fmt.Errorf("enabling %s: %s=%s is no unit name", u.name, kind.key, by))
+			if !UnitName(by) {
+				errs = append(errs, fmt.Errorf("enabling %s: %s=%q is no unit name", u.name, kind.key, by))
 				continue
 			}
 			if template(u.instantiated()) && !template(by) {
@@ -458,18 +459,21 @@ func mayAlias(ext string) bool {
 // aliasPath is where the link of an alias lies, if the alias is one that the
 // unit can have: of the same type, and as much of a template.
 func (u *installed) aliasPath(alias string) (string, error) {
-	wrong := fmt.Errorf("enabling %s: it cannot have the alias %s", u.name, alias)
+	wrong := fmt.Errorf("enabling %s: it cannot have the alias %q", u.name, alias)
 	if dir, base, nested := strings.Cut(alias, "/"); nested {
 		// An old way to write WantedBy= (systemd.unit(5)).
-		wants := strings.HasSuffix(dir, ".wants") || strings.HasSuffix(dir, ".requires")
-		if !wants || strings.Contains(base, "/") || base != u.name && base != u.instantiated() {
+		by, wants := strings.CutSuffix(dir, ".wants")
+		if !wants {
+			by, wants = strings.CutSuffix(dir, ".requires")
+		}
+		if !wants || !UnitName(by) || base != u.name && base != u.instantiated() {
 			return "", wrong
 		}
 		return configDir + "/" + alias, nil
 	}
 	prefix, name, ext := split(alias)
 	own, ownName, ownExt := split(u.name)
-	if prefix == "" || own == "" || ext != ownExt {
+	if !UnitName(alias) || own == "" || ext != ownExt {
 		return "", wrong
 	}
 	switch {

@@ -98,6 +98,10 @@ func TestLinksThatCannotBeMade(t *testing.T) {
 		{name: "no unit name", install: "WantedBy=../../x a.target", want: "no unit name", links: 1},
 		{name: "slash", install: "RequiredBy=x/y.target", want: "no unit name"},
 		{name: "alias that leaves the directory", install: "Alias=../x.service", want: "cannot have the alias"},
+		{name: "alias in the directory of no unit", install: "Alias=..wants/a.service b.service", want: "cannot have the alias", links: 1},
+		{name: "control character", install: "WantedBy=\x00.target \v.target a.target", want: `WantedBy="\x00.target" is no unit name`, links: 1},
+		{name: "no type", install: "WantedBy=. a. a.b", want: "no unit name"},
+		{name: "file out of the directories of units", install: "Also=../../x.service\nWantedBy=a.target", want: "Also=\"../../x.service\" is no unit name", links: 1},
 		{name: "open quote", install: "WantedBy=\"a.target", want: "not closed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
