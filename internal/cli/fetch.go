@@ -75,7 +75,7 @@ func (a *app) source(m *machine, st *state.State) (*child.Source, error) {
 		return nil, err
 	}
 	o := child.Options{
-		Dir: m.dirs.Fetched(), User: user, Ref: st.Ref, Timeout: checked.Timeout, Log: m.log,
+		Dir: m.dirs.Fetched(), User: user, Ref: st.Ref, Timeout: checked.Timeout, Memory: m.dirs.Folders(), Log: m.log,
 		Setup: func(file child.HandOver) any {
 			told := setup{Options: checked.HandOver(file), Watched: terminal(a.stderr)}
 			if local := checked.Local(); local != "" {

@@ -75,7 +75,7 @@ func Open(tree source.Tree) (*Repo, error) {
 			continue
 		}
 		at := r.at(dir.key)
-		if _, err := tree.Names(dir.value, func(string) bool { return false }); err == nil {
+		if _, err := tree.Names(dir.value, "/"); err == nil { // which no name has
 			continue
 		}
 		_, err := tree.Entry(dir.value)

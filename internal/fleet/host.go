@@ -171,7 +171,7 @@ func (r *Repo) Hosts() ([]string, error) {
 			names[name] = true // its files may be gone already
 		}
 	}
-	all, err := r.gather(nil)
+	all, err := r.gather("")
 	if err != nil {
 		return nil, err
 	}
@@ -224,10 +224,10 @@ func (r *Repo) list(dir string) ([]source.Entry, error) {
 	return r.listed(dir, r.tree.List)
 }
 
-// names is list of the wanted, or with nil of all, without ids: those of a whole
-// checkout cost reading all of it.
-func (r *Repo) names(dir string, wanted func(name string) bool) ([]source.Entry, error) {
-	return r.listed(dir, func(dir string) ([]source.Entry, error) { return r.tree.Names(dir, wanted) })
+// names is list of those with the stem, without ids: those of a whole checkout cost
+// reading all of it.
+func (r *Repo) names(dir, stem string) ([]source.Entry, error) {
+	return r.listed(dir, func(dir string) ([]source.Entry, error) { return r.tree.Names(dir, stem) })
 }
 
 func (r *Repo) listed(dir string, by func(string) ([]source.Entry, error)) ([]source.Entry, error) {
@@ -257,7 +257,7 @@ func (r *Repo) isHost(c candidate) (bool, error) {
 	if !c.folder {
 		return true, nil
 	}
-	inside, err := r.names(c.path, nil)
+	inside, err := r.names(c.path, "")
 	return slices.ContainsFunc(inside, isDocument), err
 }
 
@@ -289,19 +289,16 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 	if known != nil {
 		return known[strings.ToLower(name)], nil
 	}
-	all, err := r.gather(func(entry string) bool { // there may be thousands
-		file, _ := stem(entry)
-		return strings.EqualFold(file, name) || strings.EqualFold(entry, name)
-	})
+	all, err := r.gather(name) // there may be thousands
 	return all[strings.ToLower(name)], err
 }
 
-// gather finds the candidates among the wanted entries, or with nil among all, by
-// their names in lower case.
-func (r *Repo) gather(wanted func(name string) bool) (map[string][]candidate, error) {
+// gather finds the candidates among the entries with the stem, by their names in lower
+// case.
+func (r *Repo) gather(stem string) (map[string][]candidate, error) {
 	all := map[string][]candidate{}
 	for _, dir := range r.dirs() {
-		list, err := r.names(dir, wanted)
+		list, err := r.names(dir, stem)
 		if err != nil {
 			return nil, err
 		}
@@ -633,7 +630,7 @@ func (r *Repo) similar(names []string) []string {
 	}
 	var all []near
 	for _, dir := range r.dirs() {
-		list, err := r.names(dir, nil)
+		list, err := r.names(dir, "")
 		if err != nil {
 			continue
 		}

@@ -8,7 +8,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // Revision is what was fetched.
@@ -113,15 +115,49 @@ type Tree interface {
 	// List returns the entries of the folder at path in byte order of their
 	// names; the root is ".".
 	List(path string) ([]Entry, error)
-	// Names is List of the entries whose names are wanted, or with nil of all, for
-	// those who need neither ids nor whether a file is executable: both may be left
-	// out. The id of a checkout's folder costs reading everything below it.
-	Names(path string, wanted func(name string) bool) ([]Entry, error)
+	// Names is List of the entries that HasStem, for those who need neither ids nor
+	// whether a file is executable: both may be left out. The id of a checkout's folder
+	// costs reading everything below it.
+	Names(path, stem string) ([]Entry, error)
 	// Size is the size of a blob in bytes, without reading it whole.
 	Size(e Entry) (int64, error)
 	// Open reads a blob. Its bytes are hashed as they pass: the read that meets
 	// the end fails when they are not what the id names.
 	Open(e Entry) (io.ReadCloser, error)
+}
+
+// MaxText bounds in bytes what is shown of a foreign text that should be short.
+const MaxText = 400
+
+// Printable takes from foreign text what could steer a terminal, and bounds it to so
+// many bytes.
+func Printable(text string, most int) string {
+	if len(text) > most {
+		text = text[:most] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, strings.ToValidUTF8(text, ""))
+}
+
+// HasStem tells whether a name is the stem, in any case, by itself or with extensions
+// (web1 and WEB1.bu.tmpl of web1, not web10). Every name has the stem "".
+func HasStem(name, stem string) bool {
+	if stem == "" {
+		return true
+	}
+	for end := 0; ; end++ {
+		next := strings.IndexByte(name[end:], '.')
+		if next < 0 {
+			return strings.EqualFold(name, stem)
+		}
+		if end += next; strings.EqualFold(name[:end], stem) {
+			return true
+		}
+	}
 }
 
 // SymlinkError says that a path leads through a symlink, which a fleet repo

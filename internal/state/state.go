@@ -291,6 +291,9 @@ func (d Dirs) Last() string { return filepath.Join(d.Run, "last.json") }
 // tmpfs.
 func (d Dirs) Known() string { return filepath.Join(d.Run, "digest.json") }
 
+// Folders is what was found in large folders of the fleet repo, on tmpfs.
+func (d Dirs) Folders() string { return filepath.Join(d.Run, "folders.json") }
+
 // Create makes the directories that a run needs. Only the run directory is for
 // everybody to read.
 func (d Dirs) Create() error {

@@ -218,7 +218,7 @@ func (t *Tree) List(p string) ([]source.Entry, error) {
 }
 
 // Names is part of source.Tree: it looks at no file.
-func (t *Tree) Names(p string, wanted func(name string) bool) ([]source.Entry, error) {
+func (t *Tree) Names(p, stem string) ([]source.Entry, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.isFolder(p); err != nil {
@@ -230,7 +230,7 @@ func (t *Tree) Names(p string, wanted func(name string) bool) ([]source.Entry, e
 	}
 	var list []source.Entry
 	for _, one := range names {
-		if wanted != nil && !wanted(one.base) {
+		if !source.HasStem(one.base, stem) {
 			continue
 		}
 		e := source.Entry{Path: path.Join(p, one.base), Mode: source.Regular}

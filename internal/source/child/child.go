@@ -14,6 +14,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
+	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/run"
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/objects"
@@ -52,6 +54,11 @@ type Options struct {
 	// together 15 times that: one that is late has no answer.
 	Patience time.Duration
 
+	// Memory is a file, in a directory that the other process cannot write, where
+	// what was found in large folders is remembered; "": none. It is not waited for
+	// until it is on the disk.
+	Memory string
+
 	Progress io.Writer // for a terminal; nil: nothing
 	Log      logrus.FieldLogger
 }
@@ -79,7 +86,37 @@ func New(o Options) *Source {
 	}
 	s := &Source{o: o}
 	s.Repo.Store = s
+	if o.Memory != "" {
+		s.Repo.Memory = &objects.Memory{Load: s.recall}
+	}
 	return s
+}
+
+// maxMemory bounds Options.Memory in bytes.
+const maxMemory = 1 << 20
+
+// recall reads what an earlier process remembered. A file that somebody else could have
+// written, or none, is no memory.
+func (s *Source) recall() []byte {
+	data, err := host.ReadTrusted(s.o.Memory, maxMemory)
+	if err != nil {
+		return nil
+	}
+	return data
+}
+
+// remember keeps it for the next.
+func (s *Source) remember() {
+	if s.Memory == nil {
+		return
+	}
+	data, learnt := s.Memory.Save()
+	if !learnt || len(data) > maxMemory {
+		return
+	}
+	if err := atomicfile.WriteVolatile(s.o.Memory, data, 0o600); err != nil {
+		s.o.Log.Debugf("remembering folders: %v", err)
+	}
 }
 
 // Start starts the other process, and lets it make itself ready while this one does
@@ -112,7 +149,7 @@ func (s *Source) Fetch(ctx context.Context) (source.Revision, error) {
 		return rev, s.broken(fmt.Errorf("%w: no revision", errProtocol))
 	}
 	branch, ok := strings.CutPrefix(rev.Ref, "refs/heads/")
-	if _, err := rawID(rev.Commit); err != nil || !ok || branch == "" || len(rev.Ref) > maxText || printable(rev.Ref) != rev.Ref || s.o.Ref != "" && rev.Ref != s.o.Ref {
+	if _, err := rawID(rev.Commit); err != nil || !ok || branch == "" || len(rev.Ref) > maxText || source.Printable(rev.Ref, maxText) != rev.Ref || s.o.Ref != "" && rev.Ref != s.o.Ref {
 		return source.Revision{}, s.broken(fmt.Errorf("%w: commit %.60q of %.200q", errProtocol, rev.Commit, rev.Ref))
 	}
 	return rev, nil
@@ -136,6 +173,7 @@ func (s *Source) Discard() error {
 
 // Close ends the other process, which is doing nothing.
 func (s *Source) Close() error {
+	s.remember()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.peer != nil {
@@ -241,6 +279,9 @@ func (r *reader) Read(p []byte) (int, error) {
 	r.data = r.data[n:]
 	return n, nil
 }
+
+// Whole is objects.Whole.
+func (r *reader) Whole() ([]byte, bool) { return r.data, r.handle == 0 }
 
 func (r *reader) Close() error {
 	r.s.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/reconf-pull/reconf-pull/internal/run"
+	"github.com/reconf-pull/reconf-pull/internal/source"
 )
 
 // readable is what TLS, ssh, name look-ups and git have to read. Credentials are
@@ -86,7 +87,7 @@ func (p *peer) end(patience time.Duration) string {
 		text = err.Error()
 	}
 	if line, _, _ := strings.Cut(strings.TrimSpace(string(p.said.Bytes())), "\n"); line != "" {
-		text += ": " + printable(line)
+		text += ": " + source.Printable(line, maxText)
 	}
 	return text
 }
@@ -153,9 +154,9 @@ func (p *peer) ask(ctx context.Context, takes time.Duration, s *Source, kind byt
 // log writes down what the other process logged.
 func (p *peer) log(log logrus.FieldLogger, n logNote) {
 	if n.Error != "" {
-		log = log.WithError(errors.New(p.names.rename(printable(n.Error))))
+		log = log.WithError(errors.New(p.names.rename(source.Printable(n.Error, maxText))))
 	}
-	text := p.names.rename(printable(n.Text))
+	text := p.names.rename(source.Printable(n.Text, maxText))
 	switch n.Level {
 	case "debug", "trace":
 		log.Debug(text)

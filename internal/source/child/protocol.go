@@ -13,9 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"syscall"
-	"unicode"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
 	"github.com/reconf-pull/reconf-pull/internal/source/objects"
@@ -44,9 +42,10 @@ const (
 )
 
 const (
-	// maxFrame bounds a frame in bytes; chunk is what of an object is put into one.
+	// maxFrame bounds a frame in bytes; chunk is what of an object is put into one:
+	// a folder of 10,000 entries fits.
 	maxFrame = 1<<20 + 64
-	chunk    = 256 << 10
+	chunk    = 512 << 10
 	// maxBatch bounds the commits of one answer in bytes.
 	maxBatch = 256 << 10
 	// maxNotes bounds how often something is said while one request is served, and
@@ -59,23 +58,29 @@ var errProtocol = errors.New("what it says is not what was asked for")
 
 type wire struct {
 	r *bufio.Reader
-	w io.Writer
+	w *bufio.Writer // which passes on large parts as they are
 }
 
-func newWire(r io.Reader, w io.Writer) *wire { return &wire{bufio.NewReaderSize(r, 64<<10), w} }
+func newWire(r io.Reader, w io.Writer) *wire {
+	return &wire{bufio.NewReaderSize(r, 64<<10), bufio.NewWriter(w)}
+}
 
 func (c *wire) send(kind byte, content ...[]byte) error {
-	frame := make([]byte, 5)
+	length := 0
 	for _, part := range content {
-		frame = append(frame, part...)
+		length += len(part)
 	}
-	if len(frame) > maxFrame {
-		return fmt.Errorf("%d bytes are too many for a message", len(frame))
+	if length > maxFrame {
+		return fmt.Errorf("%d bytes are too many for a message", length)
 	}
-	frame[0] = kind
-	binary.BigEndian.PutUint32(frame[1:], uint32(len(frame)-5))
-	_, err := c.w.Write(frame)
-	return err
+	var head [5]byte
+	head[0] = kind
+	binary.BigEndian.PutUint32(head[1:], uint32(length))
+	_, _ = c.w.Write(head[:]) // what goes wrong is kept for Flush
+	for _, part := range content {
+		_, _ = c.w.Write(part)
+	}
+	return c.w.Flush()
 }
 
 func (c *wire) receive() (kind byte, content []byte, err error) {
@@ -135,7 +140,7 @@ func packFailure(err error) []byte {
 			f.Kinds = append(f.Kinds, name)
 		}
 	}
-	f.Text, f.Hint = printable(f.Text), printable(f.Hint)
+	f.Text, f.Hint = source.Printable(f.Text, maxText), source.Printable(f.Hint, maxText)
 	data, _ := json.Marshal(f) // of strings and numbers
 	return data
 }
@@ -155,7 +160,7 @@ func unpackFailure(data []byte, ended error, rename func(string) string) error {
 	if err := json.Unmarshal(data, &f); err != nil || f.Text == "" {
 		return fmt.Errorf("%w: an error without a text", errProtocol)
 	}
-	e := &remoteError{text: rename(printable(f.Text))}
+	e := &remoteError{text: rename(source.Printable(f.Text, maxText))}
 	for _, name := range f.Kinds {
 		if kind, ok := kinds[name]; ok {
 			e.kinds = append(e.kinds, kind)
@@ -165,20 +170,7 @@ func unpackFailure(data []byte, ended error, rename func(string) string) error {
 		e.kinds = append(e.kinds, ended)
 	}
 	if f.Hinted {
-		return &source.Error{Err: e, Hint: rename(printable(f.Hint))}
+		return &source.Error{Err: e, Hint: rename(source.Printable(f.Hint, maxText))}
 	}
 	return e
-}
-
-// printable takes from foreign text what could steer a terminal, and bounds it.
-func printable(text string) string {
-	if len(text) > maxText {
-		text = text[:maxText] + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, strings.ToValidUTF8(text, ""))
 }

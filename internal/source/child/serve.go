@@ -85,6 +85,7 @@ type server struct {
 
 	readers map[uint64]io.ReadCloser
 	last    uint64 // handle
+	buffer  []byte // of what is being sent
 
 	mu   sync.Mutex // of the lines below, and of what is written
 	stop context.CancelFunc
@@ -161,7 +162,7 @@ func (s *server) openObject(content []byte) ([][]byte, error) {
 		return nil, err
 	}
 	// One byte more than there should be: a small object is read to its end.
-	first := make([]byte, min(size+1, chunk))
+	first := s.room(min(size+1, chunk))
 	n, err := io.ReadFull(r, first)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return [][]byte{number(uint64(size)), number(0), first[:n]}, r.Close()
@@ -179,12 +180,18 @@ func (s *server) more(content []byte) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data := make([]byte, chunk)
+	data := s.room(chunk)
 	n, err := io.ReadFull(r, data)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return nil, err
 	}
 	return [][]byte{data[:n]}, nil
+}
+
+// room is used again for the next answer.
+func (s *server) room(size int64) []byte {
+	s.buffer = slices.Grow(s.buffer[:0], int(size))[:size]
+	return s.buffer
 }
 
 func (s *server) release(content []byte) error {
@@ -246,7 +253,7 @@ func (l *sayLog) Fire(entry *logrus.Entry) error {
 	if err, ok := entry.Data[logrus.ErrorKey].(error); ok {
 		n.Error = err.Error()
 	}
-	n.Text, n.Error = printable(n.Text), printable(n.Error)
+	n.Text, n.Error = source.Printable(n.Text, maxText), source.Printable(n.Error, maxText)
 	data, err := json.Marshal(n)
 	if err != nil {
 		return err

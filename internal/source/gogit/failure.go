@@ -242,19 +242,8 @@ func firstLine(text string) string {
 	return line
 }
 
-// printable takes from foreign text what could steer a terminal, and bounds it.
-func printable(text string) string {
-	const limit = 400
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit], "") + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
-}
+// printable is source.Printable of a short text.
+func printable(text string) string { return source.Printable(text, source.MaxText) }
 
 // plainWriter passes a server's progress on, without escape sequences.
 type plainWriter struct{ w io.Writer }

@@ -288,23 +288,23 @@ func (m *mirror) commitTip(ctx context.Context, tip *tip) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := replace(filepath.Join(m.dir, filepath.FromSlash(tip.ref.String())), tip.hash.String()+"\n"); err != nil {
+	if err := replace(filepath.Join(m.dir, filepath.FromSlash(tip.ref.String())), []byte(tip.hash.String()+"\n")); err != nil {
 		return localFailure("writing the mirror", err)
 	}
-	if err := replace(filepath.Join(m.dir, "HEAD"), "ref: "+tip.ref.String()+"\n"); err != nil {
+	if err := replace(filepath.Join(m.dir, "HEAD"), []byte("ref: "+tip.ref.String()+"\n")); err != nil {
 		return localFailure("writing the mirror", err)
 	}
 	return nil
 }
 
-// replace writes a small file of the mirror in one step. It does not wait for
+// replace writes a file of the mirror in one step. It does not wait for
 // the disk: a mirror that a power cut damaged is cloned again.
-func replace(path, data string) error {
+func replace(path string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
 	temp := path + ".new"
-	if err := os.WriteFile(temp, []byte(data), 0o600); err != nil {
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(temp, path)

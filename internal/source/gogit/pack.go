@@ -41,6 +41,7 @@ func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (e
 	x := &indexer{
 		ctx:    ctx,
 		limits: limits,
+		large:  foldersOf(dir),
 		byID:   map[plumbing.Hash][]*packed{},
 		byBase: map[int64][]*packed{},
 	}
@@ -70,6 +71,9 @@ func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (e
 		return localFailure("writing the mirror", err)
 	}
 	if err := os.Rename(f.Name(), base+".pack"); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	if err := x.large.trim(); err != nil {
 		return localFailure("writing the mirror", err)
 	}
 	return nil
@@ -108,6 +112,8 @@ type indexer struct {
 	byID    map[plumbing.Hash][]*packed // and by its id
 	content *packfile.Scanner
 	found   int // deltas that were resolved
+	large   folders
+	kept    int64 // bytes of large
 }
 
 // scan reads the pack once from front to end, hashing what is whole.
@@ -140,15 +146,47 @@ func (x *indexer) scan(s *packfile.Scanner) (plumbing.Hash, error) {
 				x.byID[header.Reference] = append(x.byID[header.Reference], o)
 			}
 		default:
-			h := plumbing.NewHasher(header.Type, header.Length)
-			if _, o.crc, err = s.NextObject(h); err != nil {
+			if err := x.whole(s, o); err != nil {
 				return plumbing.ZeroHash, err
 			}
-			o.id = h.Sum()
 			x.bases = append(x.bases, o)
 		}
 	}
 	return s.Checksum()
+}
+
+// whole reads an object that is no delta.
+func (x *indexer) whole(s *packfile.Scanner, o *packed) (err error) {
+	if !x.isLarge(o.kind, o.length) {
+		h := plumbing.NewHasher(o.kind, o.length)
+		_, o.crc, err = s.NextObject(h)
+		o.id = h.Sum()
+		return err
+	}
+	var data bytes.Buffer
+	data.Grow(int(o.length))
+	if _, o.crc, err = s.NextObject(&data); err != nil {
+		return err
+	}
+	o.id = plumbing.ComputeHash(o.kind, data.Bytes())
+	return x.keep(o.kind, o.id, data.Bytes())
+}
+
+// isLarge tells whether an object is a folder that is kept as it is.
+func (x *indexer) isLarge(kind plumbing.ObjectType, size int64) bool {
+	return kind == plumbing.TreeObject && size >= largeFolder && x.kept+size <= maxOfPack
+}
+
+// keep keeps an object if it is large.
+func (x *indexer) keep(kind plumbing.ObjectType, id plumbing.Hash, data []byte) error {
+	if !x.isLarge(kind, int64(len(data))) {
+		return nil
+	}
+	x.kept += int64(len(data))
+	if err := x.large.keep(id, data); err != nil {
+		return localFailure("writing the mirror", err)
+	}
+	return nil
 }
 
 // children takes the deltas that stand on an object, so that none is resolved
@@ -253,6 +291,9 @@ func (x *indexer) apply(kind plumbing.ObjectType, base held) error {
 			return fmt.Errorf("%w: a delta that makes %d bytes instead of %d", packfile.ErrMalformedPackFile, len(data), size)
 		}
 		o.id = plumbing.ComputeHash(kind, data)
+		if err := x.keep(kind, o.id, data); err != nil {
+			return err
+		}
 		x.found++
 		if list := x.children(o); len(list) > 0 {
 			stack, weight = append(stack, held{data, list}), weight+size

@@ -94,6 +94,11 @@ func (m *mirror) Open(kind objects.Kind, id string) (_ io.ReadCloser, size int64
 		return nil, 0, err
 	}
 	hash, what := plumbing.NewHash(id), string(kind)+" "+id
+	if kind == objects.Tree && m.other == nil {
+		if r, size, ok := foldersOf(m.dir).open(hash); ok {
+			return &foreign{r, what}, size, nil
+		}
+	}
 	if kind != objects.Blob {
 		if r, size, ok := m.direct(t, hash); ok {
 			return &foreign{r, what}, size, nil

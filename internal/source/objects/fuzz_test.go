@@ -12,7 +12,7 @@ func FuzzTree(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		folder, err := parseTree(string(data))
+		folder, err := parseTree(data)
 		if err != nil {
 			return
 		}

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/pjbgf/sha1cd"
 
@@ -56,7 +55,10 @@ type Store interface {
 }
 
 // Repo is the repository that a store claims to hold.
-type Repo struct{ Store Store }
+type Repo struct {
+	Store  Store
+	Memory *Memory // nil: none
+}
 
 // Commit returns the bytes of a commit object.
 func (r Repo) Commit(ctx context.Context, id string) ([]byte, error) {
@@ -107,13 +109,13 @@ func (r Repo) Describe(ctx context.Context, commit string) (source.CommitInfo, e
 	}
 	headers, message, _ := strings.Cut(string(data), "\n\n")
 	subject, _, _ := strings.Cut(message, "\n")
-	info := source.CommitInfo{Subject: printable(subject)}
+	info := source.CommitInfo{Subject: source.Printable(subject, source.MaxText)}
 	for line := range strings.SplitSeq(headers, "\n") {
 		name, value, _ := strings.Cut(line, " ")
 		end := strings.LastIndexByte(value, '>')
 		switch {
 		case name == "author" && info.Author == "":
-			info.Author = printable(value[:end+1])
+			info.Author = source.Printable(value[:end+1], source.MaxText)
 		case name == "committer" && info.Time.IsZero():
 			seconds, zone, _ := strings.Cut(strings.TrimPrefix(value[end+1:], " "), " ")
 			n, err := strconv.ParseInt(seconds, 10, 64)
@@ -140,16 +142,36 @@ func (r Repo) read(kind Kind, id string) ([]byte, error) {
 	if size < 0 || size > MaxMeta {
 		return nil, fmt.Errorf("%s: %d bytes, more than the limit of %d", what, size, MaxMeta)
 	}
+	data, err := all(open, size)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) != size {
+		return nil, fmt.Errorf("%w: %s has %d bytes or more and says %d", source.ErrDamaged, what, len(data), size)
+	}
+	return data, verify(kind, id, data)
+}
+
+// Whole is a reader that may have the whole object in memory: who reads it need not
+// copy it.
+type Whole interface {
+	// Whole returns what has not been read, which nobody changes any more, if that is
+	// all there will be.
+	Whole() (data []byte, ok bool)
+}
+
+// all reads an object, or one byte more than it says it has.
+func all(r io.Reader, size int64) ([]byte, error) {
+	if r, ok := r.(Whole); ok {
+		if data, ok := r.Whole(); ok {
+			return data, nil
+		}
+	}
 	const most = 1 << 20 // that is set aside on the word of the store alone
 	var data bytes.Buffer
 	data.Grow(int(min(size, most)) + bytes.MinRead) // a little more: a full buffer doubles to look for the end
-	if _, err := data.ReadFrom(io.LimitReader(open, size+1)); err != nil {
-		return nil, err
-	}
-	if int64(data.Len()) != size {
-		return nil, fmt.Errorf("%w: %s has %d bytes or more and says %d", source.ErrDamaged, what, data.Len(), size)
-	}
-	return data.Bytes(), verify(kind, id, data.Bytes())
+	_, err := data.ReadFrom(io.LimitReader(r, size+1))
+	return data.Bytes(), err
 }
 
 // verify compares an object with its id.
@@ -246,17 +268,3 @@ func Parents(commit []byte) []string {
 }
 
 func isID(s string) bool { return len(s) == 2*IDSize && strings.Trim(s, "0123456789abcdef") == "" }
-
-// printable takes from foreign text what could steer a terminal, and bounds it.
-func printable(text string) string {
-	const limit = 400
-	if len(text) > limit {
-		text = strings.ToValidUTF8(text[:limit], "") + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, text)
-}

@@ -1,6 +1,7 @@
 package objects
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -43,24 +44,23 @@ func (t *tree) Entry(p string) (source.Entry, error) {
 		if at.Mode != source.Directory {
 			return source.Entry{}, notExist(p)
 		}
-		f, err := t.folder(at.ID)
+		found, err := t.ask(at.ID, "is "+name, func(f *folder) []source.Entry { return f.named(name) })
 		if err != nil {
 			return source.Entry{}, err
 		}
-		i, found := f.find(name)
-		if !found {
+		if len(found) == 0 {
 			return source.Entry{}, notExist(p)
 		}
 		dir := at.Path
-		at = f.entry(i)
+		at = found[0]
 		at.Path = path.Join(dir, name)
 	}
 	return at, nil
 }
 
-func (t *tree) List(p string) ([]source.Entry, error) { return t.Names(p, nil) }
+func (t *tree) List(p string) ([]source.Entry, error) { return t.Names(p, "") }
 
-func (t *tree) Names(p string, wanted func(name string) bool) ([]source.Entry, error) {
+func (t *tree) Names(p, stem string) ([]source.Entry, error) {
 	at, err := t.Entry(p)
 	if err != nil {
 		return nil, err
@@ -71,25 +71,27 @@ func (t *tree) Names(p string, wanted func(name string) bool) ([]source.Entry, e
 	if at.Mode != source.Directory {
 		return nil, notExist(p)
 	}
-	f, err := t.folder(at.ID)
+	list, err := t.ask(at.ID, "has stem "+stem, func(f *folder) []source.Entry { return f.withStem(stem) })
+	if p != "." {
+		for i := range list {
+			list[i].Path = p + "/" + list[i].Path // p is clean: joining thousands costs
+		}
+	}
+	return list, err
+}
+
+// ask looks into a folder, if that is not remembered.
+func (t *tree) ask(folder, question string, look func(*folder) []source.Entry) ([]source.Entry, error) {
+	if answer, ok := t.repo.Memory.recall(folder, question); ok {
+		return answer, nil
+	}
+	f, err := t.folder(folder)
 	if err != nil {
 		return nil, err
 	}
-	var list []source.Entry
-	if wanted == nil {
-		list = make([]source.Entry, 0, len(f.entries))
-	}
-	for i := range f.entries {
-		if wanted != nil && !wanted(f.name(i)) {
-			continue
-		}
-		e := f.entry(i)
-		if p != "." {
-			e.Path = p + "/" + e.Path // p is clean: joining thousands costs
-		}
-		list = append(list, e)
-	}
-	return list, nil
+	answer := look(f)
+	t.repo.Memory.learn(folder, len(f.data), question, answer)
+	return answer, nil
 }
 
 func (t *tree) Size(e source.Entry) (int64, error) {
@@ -133,7 +135,7 @@ func (t *tree) folder(id string) (*folder, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := parseTree(string(data))
+	f, err := parseTree(data)
 	if err != nil {
 		return nil, fmt.Errorf("%w: tree %s: %w", source.ErrMalformed, id, err)
 	}
@@ -144,7 +146,7 @@ func (t *tree) folder(id string) (*folder, error) {
 // folder is a tree object. One of thousands of hosts is read by each of them, who
 // needs one entry: an entry is made when it is asked for.
 type folder struct {
-	data    string // as git writes it
+	data    []byte // as git writes it
 	entries []span // in byte order of their names
 }
 
@@ -152,47 +154,64 @@ type folder struct {
 // and id. No object is larger than MaxMeta.
 type span struct{ start, name, end uint32 }
 
-func (f *folder) name(i int) string {
+func (f *folder) name(i int) []byte {
 	return f.data[f.entries[i].name : f.entries[i].end-1-IDSize]
 }
 
 // entry is one of the entries, with its name for its path.
 func (f *folder) entry(i int) source.Entry {
 	at := f.entries[i]
-	mode, _ := parseMode(f.data[at.start : at.name-1]) // it was read before
-	var id [2 * IDSize]byte
-	hex.Encode(id[:], []byte(f.data[at.end-IDSize:at.end]))
-	return source.Entry{Path: f.name(i), Mode: mode, ID: string(id[:])}
+	mode, _ := parseMode(string(f.data[at.start : at.name-1])) // it was read before
+	return source.Entry{Path: string(f.name(i)), Mode: mode, ID: hex.EncodeToString(f.data[at.end-IDSize : at.end])}
+}
+
+// named is the entry with a name, and nothing where there is none.
+func (f *folder) named(name string) []source.Entry {
+	if i, ok := f.find(name); ok {
+		return []source.Entry{f.entry(i)}
+	}
+	return nil
+}
+
+// withStem are the entries that have the stem.
+func (f *folder) withStem(stem string) []source.Entry {
+	var list []source.Entry
+	if stem == "" {
+		list = make([]source.Entry, 0, len(f.entries))
+	}
+	for i := range f.entries {
+		if source.HasStem(string(f.name(i)), stem) {
+			list = append(list, f.entry(i))
+		}
+	}
+	return list
 }
 
 func (f *folder) find(name string) (i int, found bool) {
-	return sort.Find(len(f.entries), func(i int) int { return strings.Compare(name, f.name(i)) })
+	return sort.Find(len(f.entries), func(i int) int { return strings.Compare(name, string(f.name(i))) })
 }
 
 // parseTree reads git's tree format. What it says was hashed already, so a mistake
 // in it is its author's.
-func parseTree(data string) (*folder, error) {
-	const typical = 40 // bytes of an entry
+func parseTree(data []byte) (*folder, error) {
+	const typical = 32 // bytes of an entry
 	f := &folder{data: data, entries: make([]span, 0, len(data)/typical)}
-	last, sorted := "", true
+	var last []byte
+	sorted := true
 	for start := 0; start < len(data); {
-		mode, after, ok := strings.Cut(data[start:], " ")
-		name, after, ok2 := strings.Cut(after, "\x00")
-		if !ok || !ok2 || len(after) < IDSize {
-			return nil, errors.New("it is no tree")
-		}
-		if _, err := parseMode(mode); err != nil {
+		mode, name, ok := cutEntry(data[start:])
+		if !ok {
 			return nil, errors.New("it is no tree")
 		}
 		switch {
-		case name == "" || name == "." || name == ".." || strings.Contains(name, "/"), strings.EqualFold(name, ".git"):
+		case len(name) == 0, string(name) == ".", string(name) == "..", bytes.IndexByte(name, '/') >= 0, isGit(name):
 			return nil, fmt.Errorf("it has an entry named %q, which git does not allow", name)
 		}
 		at := span{start: uint32(start), name: uint32(start + len(mode) + 1)}
 		start += len(mode) + 1 + len(name) + 1 + IDSize
 		at.end = uint32(start)
 		f.entries = append(f.entries, at)
-		sorted = sorted && last < name
+		sorted = sorted && bytes.Compare(last, name) < 0
 		last = name
 	}
 	if sorted {
@@ -200,14 +219,35 @@ func parseTree(data string) (*folder, error) {
 	}
 	// Git sorts a folder as if its name ended in a slash.
 	slices.SortFunc(f.entries, func(a, b span) int {
-		return strings.Compare(data[a.name:a.end-1-IDSize], data[b.name:b.end-1-IDSize])
+		return bytes.Compare(data[a.name:a.end-1-IDSize], data[b.name:b.end-1-IDSize])
 	})
 	for i := 1; i < len(f.entries); i++ {
-		if f.name(i) == f.name(i-1) {
+		if bytes.Equal(f.name(i), f.name(i-1)) {
 			return nil, fmt.Errorf("it has two entries named %q", f.name(i))
 		}
 	}
 	return f, nil
+}
+
+// cutEntry is the mode and the name of the entry that data begins with.
+func cutEntry(data []byte) (mode, name []byte, ok bool) {
+	mode, rest, ok := bytes.Cut(data, []byte(" "))
+	if !ok {
+		return nil, nil, false
+	}
+	switch string(mode) {
+	case "100644", "40000": // nearly all
+	default:
+		if _, err := parseMode(string(mode)); err != nil {
+			return nil, nil, false
+		}
+	}
+	name, id, ok := bytes.Cut(rest, []byte{0})
+	return mode, name, ok && len(id) >= IDSize
+}
+
+func isGit(name []byte) bool {
+	return len(name) == len(".git") && strings.EqualFold(string(name), ".git")
 }
 
 func parseMode(digits string) (source.Mode, error) {

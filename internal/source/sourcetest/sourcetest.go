@@ -129,12 +129,9 @@ func (t *Tree) Entry(name string) (source.Entry, error) {
 }
 
 // Names is part of source.Tree.
-func (t *Tree) Names(name string, wanted func(name string) bool) ([]source.Entry, error) {
+func (t *Tree) Names(name, stem string) ([]source.Entry, error) {
 	list, err := t.List(name)
-	if wanted != nil {
-		list = slices.DeleteFunc(list, func(e source.Entry) bool { return !wanted(path.Base(e.Path)) })
-	}
-	return list, err
+	return slices.DeleteFunc(list, func(e source.Entry) bool { return !source.HasStem(path.Base(e.Path), stem) }), err
 }
 
 // List is part of source.Tree.
