@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
@@ -119,6 +120,18 @@ func (s *Source) remember() {
 	}
 }
 
+// forget removes it.
+func (s *Source) forget() error {
+	if s.Memory == nil {
+		return nil
+	}
+	s.Memory.Forget()
+	if err := os.Remove(s.o.Memory); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // Start starts the other process, and lets it make itself ready while this one does
 // something else. What goes wrong is said by the first request.
 func (s *Source) Start() {
@@ -163,12 +176,13 @@ func (s *Source) Deepen() {
 	_, _ = s.ask(context.Background(), 0, deepen) // a new process is told when it starts
 }
 
-// Discard removes the mirror. The next Fetch clones it again.
+// Discard removes the mirror, and forgets what was in it. The next Fetch clones it
+// again.
 func (s *Source) Discard() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, err := s.ask(context.Background(), 0, discard)
-	return err
+	return errors.Join(err, s.forget())
 }
 
 // Close ends the other process, which is doing nothing.

@@ -68,6 +68,13 @@ func TestMemoryFile(t *testing.T) {
 		if got := look(); got != other {
 			t.Errorf("it was not used: %s", got)
 		}
+		s := newSource(t, dir, user, gogit.Options{URL: repo}, child.Options{Memory: file})
+		if err := s.Discard(); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(); got != id {
+			t.Errorf("it was not discarded with the mirror: %s", got)
+		}
 		write(t, file, strings.ReplaceAll(string(data), id, other), 0o620)
 		if got := look(); got != id {
 			t.Errorf("its group could have written it: %s", got)

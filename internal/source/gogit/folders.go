@@ -17,8 +17,6 @@ import (
 type folders struct{ dir string }
 
 const (
-	// largeFolder is from where on it is worth a file, in bytes of its tree object.
-	largeFolder = 64 << 10
 	// maxOfPack bounds what is kept of one pack, where the folders of the tip come first,
 	// and maxFolders what is kept in all: enough for the packs that a mirror may have.
 	maxOfPack  = 8 << 20

@@ -174,7 +174,7 @@ func (x *indexer) whole(s *packfile.Scanner, o *packed) (err error) {
 
 // isLarge tells whether an object is a folder that is kept as it is.
 func (x *indexer) isLarge(kind plumbing.ObjectType, size int64) bool {
-	return kind == plumbing.TreeObject && size >= largeFolder && x.kept+size <= maxOfPack
+	return kind == plumbing.TreeObject && size >= objects.LargeFolder && x.kept+size <= maxOfPack
 }
 
 // keep keeps an object if it is large.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
 )
@@ -26,9 +27,10 @@ type Memory struct {
 // answers are entries by what was asked.
 type answers map[string][]source.Entry
 
+// LargeFolder is from where on a folder is large, in bytes of its tree object.
+const LargeFolder = 64 << 10
+
 const (
-	// largeFolder is from where on a folder is worth remembering, in bytes.
-	largeFolder = 64 << 10
 	// maxAnswers bounds what is remembered of one folder: to read that must be cheaper
 	// than the folder.
 	maxAnswers = 200
@@ -64,8 +66,13 @@ func (m *Memory) recall(folder, question string) (answer []source.Entry, ok bool
 
 // learn remembers the answer to a question about a folder of so many bytes.
 func (m *Memory) learn(folder string, size int, question string, answer []source.Entry) {
-	if m == nil || size < largeFolder || len(answer) > maxAnswers {
+	if m == nil || size < LargeFolder || len(answer) > maxAnswers || !utf8.ValidString(question) { // which JSON would change
 		return
+	}
+	for _, e := range answer {
+		if !utf8.ValidString(e.Path) {
+			return
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -86,6 +93,14 @@ func (m *Memory) note(folder, question string, answer []source.Entry) bool {
 	}
 	of[question] = answer
 	return true
+}
+
+// Forget is for when something is wrong with what was read.
+func (m *Memory) Forget() {
+	m.once.Do(func() {})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.before, m.now, m.learnt = nil, nil, false
 }
 
 // Save returns what was asked for in this process, and whether any of it is new.

@@ -144,6 +144,25 @@ func TestMemory(t *testing.T) {
 			t.Errorf("%s: %v", name, reads)
 		}
 	}
+	many[9] = [2]string{"100644 \xff", id(9)}
+	odd := h.add(t, many...)
+	outer := h.add(t, [2]string{"40000 odd", odd})
+	m := &objects.Memory{Load: func() []byte { return nil }}
+	for _, name := range []string{"\xff", "\xfe"} {
+		_, err := objects.Repo{Store: h, Memory: m}.TreeOf(outer).Names("odd", name)
+		if _, learnt := m.Save(); learnt || err != nil {
+			t.Errorf("%q cannot be written in JSON and was remembered, %v", name, err)
+		}
+	}
+	session(both("large"))
+	m = &objects.Memory{Load: func() []byte { return saved }}
+	both("large")(objects.Repo{Store: h, Memory: m}.TreeOf(root))
+	clear(h.reads)
+	m.Forget()
+	both("large")(objects.Repo{Store: h, Memory: m}.TreeOf(root))
+	if h.reads[large] != 1 {
+		t.Errorf("after it was to forget, %d reads", h.reads[large])
+	}
 	session(func(tree source.Tree) {
 		for i := range 10_000 {
 			if e, err := tree.Entry(fmt.Sprintf("large/h%05d.bu", i)); err != nil || e.ID != id(i) {
