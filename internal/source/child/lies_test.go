@@ -74,7 +74,7 @@ var lies = map[string]struct {
 	"a tree of another content":    {'O', only(treeID, object(strings.Replace(treeText, "motd", "mota", 1))), source.ErrDamaged, "tree " + treeID + ": its bytes are not what its id names"},
 	"a blob of another content":    {'O', only(blobID, object("HELLO\n")), source.ErrDamaged, "blob " + blobID + ": its bytes are not what its id names"},
 	"a longer blob":                {'O', only(blobID, number(6)+number(0)+content+"more"), source.ErrDamaged, "blob " + blobID + " is larger than it says"},
-	"a shorter blob":               {'O', only(blobID, number(6)+number(0)+"hell"), source.ErrDamaged, "its bytes are not what its id names"},
+	"a shorter blob":               {'O', only(blobID, number(6)+number(0)+"hell"), source.ErrDamaged, "blob " + blobID + " is smaller than it says"},
 	"a longer tree":                {'O', only(treeID, number(uint64(len(treeText)))+number(0)+treeText+"x"), source.ErrDamaged, "or more and says"},
 	"a shorter tree":               {'O', only(treeID, number(uint64(len(treeText)))+number(0)+treeText[:9]), source.ErrDamaged, "or more and says"},
 	"a commit of a negative size":  {'O', only(tipID, number(1<<63)+number(0)+tipText), nil, "more than the limit of"},

@@ -110,9 +110,9 @@ func (p packs) object(t plumbing.ObjectType, id plumbing.Hash) (plumbing.Encoded
 	return obj, err
 }
 
-// direct opens a commit or a tree that is no delta, for which ok is false. Folders
-// may have thousands of entries: go-git passes every byte of one through its
-// scanner, and hashes it once more for its cache.
+// direct opens an object of up to objects.MaxMeta bytes that is no delta; for others ok
+// is false. go-git passes every byte of one through its scanner, and hashes it once more
+// for its cache.
 func (p packs) direct(t plumbing.ObjectType, id plumbing.Hash) (r io.ReadCloser, size int64, ok bool, err error) {
 	in, offset, err := p.find(id)
 	if err != nil {

@@ -99,10 +99,8 @@ func (m *mirror) Open(kind objects.Kind, id string) (_ io.ReadCloser, size int64
 			return &foreign{r, what}, size, nil
 		}
 	}
-	if kind != objects.Blob {
-		if r, size, ok := m.direct(t, hash); ok {
-			return &foreign{r, what}, size, nil
-		}
+	if r, size, ok := m.direct(t, hash); ok {
+		return &foreign{r, what}, size, nil
 	}
 	obj, err := m.encoded(t, hash)
 	if errors.Is(err, plumbing.ErrObjectNotFound) {

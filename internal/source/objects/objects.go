@@ -220,6 +220,9 @@ func (h *reader) Read(p []byte) (int, error) {
 	if h.left -= int64(n); h.left < 0 {
 		n, err = 0, fmt.Errorf("%w: blob %s is larger than it says", source.ErrDamaged, h.id)
 	}
+	if errors.Is(err, io.EOF) && h.left > 0 {
+		err = fmt.Errorf("%w: blob %s is smaller than it says", source.ErrDamaged, h.id)
+	}
 	if errors.Is(err, io.EOF) {
 		if err = compare(h.hash, Blob, h.id); err == nil {
 			err = io.EOF
