@@ -37,6 +37,9 @@ type Opener struct {
 	// Opaque: encrypted files stand for what is in them, where an author asks about a
 	// host.
 	Opaque bool
+	// Small keeps small files between the plan, which hashes them, and the pin, which
+	// stores them: to ask for one costs more than to write it. nil: nothing is kept.
+	Small *Small
 }
 
 // Decrypter decrypts what was encrypted to this host.
@@ -144,8 +147,14 @@ func (o *Opener) Sum(ctx context.Context, c desired.Content) (string, int64, err
 func (o *Opener) raw(ctx context.Context, c desired.Content) (io.ReadCloser, bool, error) {
 	switch {
 	case c.Blob != "":
+		if data, ok := o.Small.get(c.Blob); ok {
+			return io.NopCloser(bytes.NewReader(data)), false, nil
+		}
 		r, err := o.Tree.Open(source.Entry{Path: c.Path, Mode: source.Regular, ID: c.Blob})
-		return r, false, err
+		if err != nil || o.Small == nil {
+			return r, false, err
+		}
+		return &keeping{ReadCloser: r, blob: c.Blob, in: o.Small}, false, nil
 	case c.URL != "":
 		r, err := o.download(ctx, c)
 		return r, true, err

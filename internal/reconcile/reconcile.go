@@ -733,7 +733,7 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 
 func (r *Reconciler) opener(tree source.Tree) *contents.Opener {
 	opener := r.Contents
-	opener.Tree = tree
+	opener.Tree, opener.Small = tree, &contents.Small{}
 	return &opener
 }
 
