@@ -3,6 +3,7 @@ package contents
 import (
 	"errors"
 	"io"
+	"slices"
 )
 
 const (
@@ -54,8 +55,7 @@ func (k *keeping) Read(p []byte) (int, error) {
 	}
 	k.data = append(k.data, p[:n]...)
 	if errors.Is(err, io.EOF) {
-		k.in.put(k.blob, k.data)
-		k.over = true // once
+		k.in.put(k.blob, slices.Clip(k.data))
 	}
 	return n, err
 }

@@ -293,7 +293,7 @@ func (r *Repo) candidates(name string) ([]candidate, error) {
 	return all[strings.ToLower(name)], err
 }
 
-// gather finds the candidates among the entries with the stem, by their names in lower
+// gather finds the candidates with the stem, or with "" all, by their names in lower
 // case.
 func (r *Repo) gather(stem string) (map[string][]candidate, error) {
 	all := map[string][]candidate{}
@@ -305,7 +305,7 @@ func (r *Repo) gather(stem string) (map[string][]candidate, error) {
 		here, beside := map[string][]candidate{}, map[string]string{}
 		for _, e := range list {
 			c, ok := r.candidate(e)
-			if !ok {
+			if !ok || stem != "" && !strings.EqualFold(c.host(), stem) { // web1.example.com/ is another host's
 				continue
 			}
 			name := strings.ToLower(c.host())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,7 +43,10 @@ type memory struct {
 	commit           int
 	err              error
 	fetches          int
-	tree             *sourcetest.Tree // that was given out last
+	tree             *sourcetest.Tree       // that was given out last
+	files            map[string]string      // besides the host config
+	damage           func(path string) bool // whether what stands there is damaged
+	discards         int
 }
 
 func (r *memory) push(text string) {
@@ -56,11 +60,32 @@ func (r *memory) Fetch(context.Context) (source.Revision, error) {
 }
 
 func (r *memory) Tree(context.Context, string) (source.Tree, error) {
-	r.tree = sourcetest.Text(map[string]string{"hosts/web1.bu": r.bu})
+	files := map[string]string{"hosts/web1.bu": r.bu}
+	maps.Copy(files, r.files)
+	r.tree = sourcetest.Text(files)
+	if r.damage != nil {
+		return &damagedTree{r.tree, r.damage}, nil
+	}
 	return r.tree, nil
 }
 
-func (r *memory) Discard() error { return nil }
+func (r *memory) Discard() error {
+	r.discards++
+	return nil
+}
+
+// damagedTree is a tree of a mirror that lacks something.
+type damagedTree struct {
+	source.Tree
+	damage func(path string) bool
+}
+
+func (d *damagedTree) Open(e source.Entry) (io.ReadCloser, error) {
+	if d.damage(e.Path) {
+		return nil, fmt.Errorf("%w: %s", source.ErrDamaged, e.Path)
+	}
+	return d.Tree.Open(e)
+}
 
 // Relation: every push stands on the one before.
 func (r *memory) Relation(_ context.Context, older, tip string) (source.Relation, error) {

@@ -275,10 +275,17 @@ func (r *Reconciler) run(ctx context.Context) (Outcome, error) {
 		out.Result, out.Suspended = Suspended, suspended
 		return out, nil
 	}
-	prop, err := r.candidate(ctx, &out)
+	var prop *Proposal
+	err = r.afresh(func() (err error) {
+		prop, err = r.candidate(ctx, &out)
+		return err
+	})
 	if err == nil && prop != nil {
 		r.Update.State.Held = nil // what was held is not what the tip asks for
 		err = r.carryOut(ctx, prop, &out, func() (*Proposal, error) { return r.candidate(ctx, &out) })
+		if errors.Is(err, source.ErrDamaged) {
+			err = errors.Join(err, r.discard(err)) // the next run begins with a whole one
+		}
 		var stale *StaleError
 		if !errors.As(err, &stale) {
 			return out, err
@@ -529,8 +536,7 @@ func (r *Reconciler) fetch(ctx context.Context) (source.Revision, source.Tree, s
 		switch {
 		case errors.Is(err, source.ErrDamaged) && !damaged:
 			damaged = true
-			r.Log.Warnf("the mirror is damaged and is cloned again: %v", err)
-			if err := r.Source.Discard(); err != nil {
+			if err := r.discard(err); err != nil {
 				return source.Revision{}, nil, state.Mark{}, err
 			}
 		case errors.Is(err, source.ErrShallow) && !shallow:
@@ -540,6 +546,26 @@ func (r *Reconciler) fetch(ctx context.Context) (source.Revision, source.Tree, s
 			return rev, tree, mark, err
 		}
 	}
+}
+
+// discard throws the mirror away, which is damaged.
+func (r *Reconciler) discard(damage error) error {
+	r.Log.Warnf("the mirror is damaged and is cloned again: %v", damage)
+	return r.Source.Discard()
+}
+
+// afresh begins once more, with a clone, what finds the mirror damaged where a fetch
+// does not look.
+func (r *Reconciler) afresh(do func() error) error {
+	err := do()
+	var fetch *fetchError
+	if !errors.Is(err, source.ErrDamaged) || errors.As(err, &fetch) { // which did so itself
+		return err
+	}
+	if err := r.discard(err); err != nil {
+		return err
+	}
+	return do()
 }
 
 func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
@@ -603,12 +629,16 @@ func (r *Reconciler) manifest() (*state.Manifest, error) {
 }
 
 // Propose makes the plan for the remote's tip and changes nothing on the host.
-func (r *Reconciler) Propose(ctx context.Context) (*Proposal, error) {
-	rev, tree, _, err := r.fetch(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return r.ProposeTree(ctx, rev, tree)
+func (r *Reconciler) Propose(ctx context.Context) (prop *Proposal, err error) {
+	err = r.afresh(func() error {
+		rev, tree, _, err := r.fetch(ctx)
+		if err != nil {
+			return &fetchError{err}
+		}
+		prop, err = r.ProposeTree(ctx, rev, tree)
+		return err
+	})
+	return prop, err
 }
 
 // ProposeTree makes the plan for a tree that is at hand.

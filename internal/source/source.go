@@ -101,9 +101,9 @@ func IsPointer(data []byte) bool {
 
 // Entry is one path of a tree.
 type Entry struct {
-	Path string // slash-separated, relative to the root of the repo, clean
-	Mode Mode
-	ID   string // hex git object id of the blob or tree
+	Path string `json:"path"` // slash-separated, relative to the root of the repo, clean
+	Mode Mode   `json:"mode"`
+	ID   string `json:"id"` // hex git object id of the blob or tree
 }
 
 // Tree is the read-only content of one commit, or of a checkout with the ids
@@ -129,8 +129,8 @@ type Tree interface {
 // MaxText bounds in bytes what is shown of a foreign text that should be short.
 const MaxText = 400
 
-// Printable takes from foreign text what could steer a terminal, and bounds it to so
-// many bytes.
+// Printable takes from foreign text what could steer a terminal, and all beyond so many
+// bytes.
 func Printable(text string, most int) string {
 	if len(text) > most {
 		text = text[:most] + "…"

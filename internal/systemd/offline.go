@@ -91,13 +91,7 @@ func (o Offline) each(name string, visit func(*installed) error) error {
 		errs = append(errs, visit(u))
 		also, err := u.expand(u.install["Also"])
 		errs = append(errs, err)
-		for _, unit := range also {
-			if !UnitName(unit) {
-				errs = append(errs, fmt.Errorf("enabling %s: Also=%q is no unit name", u.name, unit))
-				continue
-			}
-			queue = append(queue, unit)
-		}
+		queue = append(queue, slices.DeleteFunc(also, func(unit string) bool { return !UnitName(unit) })...)
 	}
 	return errors.Join(errs...)
 }
@@ -442,6 +436,12 @@ func (u *installed) links() ([]Link, error) {
 				continue
 			}
 			links = append(links, Link{Path: configDir + "/" + by + kind.suffix + "/" + u.instantiated(), Target: u.file})
+		}
+	}
+	also, _ := u.expand(u.install["Also"]) // each says what cannot be expanded
+	for _, unit := range also {
+		if !UnitName(unit) {
+			errs = append(errs, fmt.Errorf("enabling %s: Also=%q is no unit name", u.name, unit))
 		}
 	}
 	return links, errors.Join(errs...)

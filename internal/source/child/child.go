@@ -93,8 +93,8 @@ func New(o Options) *Source {
 	return s
 }
 
-// maxMemory bounds Options.Memory in bytes.
-const maxMemory = 1 << 20
+// maxMemory bounds Options.Memory in bytes; a larger file is none.
+const maxMemory = 4 << 20
 
 // recall reads what an earlier process remembered. A file that somebody else could have
 // written, or none, is no memory.
@@ -112,7 +112,7 @@ func (s *Source) remember() {
 		return
 	}
 	data, learnt := s.Memory.Save()
-	if !learnt || len(data) > maxMemory {
+	if !learnt {
 		return
 	}
 	if err := atomicfile.WriteVolatile(s.o.Memory, data, 0o600); err != nil {

@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/go-git/go-git/v5/plumbing"
+
+	"github.com/reconf-pull/reconf-pull/internal/source/objects"
 )
 
 // folders keeps the large folders of the last packs beside them, as they are: most of
@@ -18,9 +20,9 @@ type folders struct{ dir string }
 
 const (
 	// maxOfPack bounds what is kept of one pack, where the folders of the tip come first,
-	// and maxFolders what is kept in all: enough for the packs that a mirror may have.
+	// and maxFolders what is kept of the ones before: enough for those that a mirror has.
 	maxOfPack  = 8 << 20
-	maxFolders = 32 << 20
+	maxFolders = 24 << 20
 )
 
 func foldersOf(mirror string) folders { return folders{filepath.Join(mirror, "folders")} }
@@ -34,7 +36,7 @@ func (f folders) open(id plumbing.Hash) (_ *os.File, size int64, ok bool) {
 		return nil, 0, false
 	}
 	info, err := file.Stat()
-	if err != nil || !info.Mode().IsRegular() {
+	if err != nil || info.Size() < objects.LargeFolder { // a power cut leaves empty files
 		_ = file.Close()
 		return nil, 0, false
 	}
@@ -42,14 +44,9 @@ func (f folders) open(id plumbing.Hash) (_ *os.File, size int64, ok bool) {
 }
 
 // keep writes one down. Like all of the mirror it does not wait for the disk.
-func (f folders) keep(id plumbing.Hash, data []byte) error {
-	if err := os.Mkdir(f.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return replace(f.file(id), data)
-}
+func (f folders) keep(id plumbing.Hash, data []byte) error { return replace(f.file(id), data) }
 
-// trim removes the oldest when they are too many.
+// trim removes the oldest when they are too many, to make room for those of a pack.
 func (f folders) trim() error {
 	entries, err := os.ReadDir(f.dir)
 	if errors.Is(err, fs.ErrNotExist) {

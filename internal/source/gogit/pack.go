@@ -25,6 +25,10 @@ const maxChain = 4095
 // this way), and leaves its files open when it fails; here only what deltas
 // stand on is held, one chain at a time.
 func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (err error) {
+	large := foldersOf(dir)
+	if err := large.trim(); err != nil {
+		return localFailure("writing the mirror", err)
+	}
 	folder := filepath.Join(dir, "objects", "pack")
 	f, err := os.CreateTemp(folder, "tmp_pack_")
 	if err != nil {
@@ -41,7 +45,7 @@ func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (e
 	x := &indexer{
 		ctx:    ctx,
 		limits: limits,
-		large:  foldersOf(dir),
+		large:  large,
 		byID:   map[plumbing.Hash][]*packed{},
 		byBase: map[int64][]*packed{},
 	}
@@ -71,9 +75,6 @@ func receivePack(ctx context.Context, dir string, r io.Reader, limits Limits) (e
 		return localFailure("writing the mirror", err)
 	}
 	if err := os.Rename(f.Name(), base+".pack"); err != nil {
-		return localFailure("writing the mirror", err)
-	}
-	if err := x.large.trim(); err != nil {
 		return localFailure("writing the mirror", err)
 	}
 	return nil

@@ -18,11 +18,10 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/source/objects"
 )
 
-// packs are the open packs of a mirror, which hold all of its objects, because
-// receivePack writes nothing else. They stand in for go-git's object storage:
-// that looks for a loose file of every object first, reads every index four
-// bytes at a time, and sorts all offsets of a pack by object to find an object
-// whose offset it has just found.
+// packs are the open packs of a mirror, which hold all of its objects: receivePack
+// writes no loose ones. They stand in for go-git's object storage: that looks for a
+// loose file of every object first, reads every index four bytes at a time, and sorts
+// all offsets of a pack by object to find an object whose offset it has just found.
 type packs []pack
 
 type pack struct {

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/reconf-pull/reconf-pull/internal/source"
+	"github.com/reconf-pull/reconf-pull/internal/version"
 )
 
 // Memory knows what was found in large folders when they were last read, so that a
@@ -30,15 +31,15 @@ type answers map[string][]source.Entry
 // LargeFolder is from where on a folder is large, in bytes of its tree object.
 const LargeFolder = 64 << 10
 
+// What is remembered is bounded: to read it must be cheaper than to read the folder.
 const (
-	// maxAnswers bounds what is remembered of one folder: to read that must be cheaper
-	// than the folder.
-	maxAnswers = 200
-	memoryForm = 1 // of what Save returns
+	maxQuestions = 200 // about one folder
+	maxEntries   = 20  // of one answer
+	maxFolders   = 20
 )
 
 type saved struct {
-	Form    int                `json:"form"`
+	Program string             `json:"program"` // the version that wrote it: another one may ask otherwise
 	Folders map[string]answers `json:"folders"`
 }
 
@@ -49,7 +50,7 @@ func (m *Memory) recall(folder, question string) (answer []source.Entry, ok bool
 	}
 	m.once.Do(func() {
 		var s saved
-		if json.Unmarshal(m.Load(), &s) == nil && s.Form == memoryForm {
+		if json.Unmarshal(m.Load(), &s) == nil && s.Program == version.String() {
 			m.before = s.Folders
 		}
 	})
@@ -66,7 +67,7 @@ func (m *Memory) recall(folder, question string) (answer []source.Entry, ok bool
 
 // learn remembers the answer to a question about a folder of so many bytes.
 func (m *Memory) learn(folder string, size int, question string, answer []source.Entry) {
-	if m == nil || size < LargeFolder || len(answer) > maxAnswers || !utf8.ValidString(question) { // which JSON would change
+	if m == nil || size < LargeFolder || len(answer) > maxEntries || !utf8.ValidString(question) { // which JSON would change
 		return
 	}
 	for _, e := range answer {
@@ -84,11 +85,11 @@ func (m *Memory) note(folder, question string, answer []source.Entry) bool {
 		m.now = map[string]answers{}
 	}
 	of := m.now[folder]
-	if of == nil {
+	if of == nil && len(m.now) < maxFolders {
 		of = answers{}
 		m.now[folder] = of
 	}
-	if len(of) >= maxAnswers {
+	if of == nil || len(of) >= maxQuestions {
 		return false
 	}
 	of[question] = answer
@@ -110,6 +111,6 @@ func (m *Memory) Save() (data []byte, learnt bool) {
 	if !m.learnt {
 		return nil, false
 	}
-	data, err := json.Marshal(saved{memoryForm, m.now})
+	data, err := json.Marshal(saved{version.String(), m.now})
 	return data, err == nil
 }

@@ -138,17 +138,17 @@ func TestMemory(t *testing.T) {
 	if reads, _ := session(both("large")); reads != [3]int{1, 0, 0} {
 		t.Errorf("what no question was asked about is forgotten: %v", reads)
 	}
-	for name, text := range map[string]string{"nothing": "", "no JSON": "{", "of another program": strings.Replace(string(saved), `"form":1`, `"form":2`, 1)} {
+	for name, text := range map[string]string{"nothing": "", "no JSON": "{", "of another program": strings.Replace(string(saved), `"program":"`, `"program":"another `, 1)} {
 		saved = []byte(text)
 		if reads, _ := session(both("large")); reads != [3]int{1, 0, 0} {
 			t.Errorf("%s: %v", name, reads)
 		}
 	}
-	many[9] = [2]string{"100644 \xff", id(9)}
+	many[9] = [2]string{"100644 web1.\xff", id(9)}
 	odd := h.add(t, many...)
 	outer := h.add(t, [2]string{"40000 odd", odd})
 	m := &objects.Memory{Load: func() []byte { return nil }}
-	for _, name := range []string{"\xff", "\xfe"} {
+	for _, name := range []string{"\xff", "\xfe", "web1"} {
 		_, err := objects.Repo{Store: h, Memory: m}.TreeOf(outer).Names("odd", name)
 		if _, learnt := m.Save(); learnt || err != nil {
 			t.Errorf("%q cannot be written in JSON and was remembered, %v", name, err)
