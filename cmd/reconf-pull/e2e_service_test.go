@@ -214,7 +214,10 @@ func TestFollowingARun(t *testing.T) {
 		t.Errorf("the one that stayed ends with %d and shows\n%s", status, shown)
 	}
 	m.healthy()
-	m.gives("", "sh", "-c", "grep --files-with-matches --line-regexp journalctl /proc/[0-9]*/comm")
+	m.WaitFor(10*time.Second, func() bool { // the one without a terminal has nobody who waits for it
+		_, status := m.Try("sh", "-c", "grep --quiet --line-regexp journalctl /proc/[0-9]*/comm")
+		return status == 1
+	}, "the end of every journalctl")
 
 	// How it ends is told, however it ends.
 	m.appPush("two")
