@@ -229,21 +229,22 @@ func parseTree(data []byte) (*folder, error) {
 	return f, nil
 }
 
+// maxMode bounds the digits of a mode, and the space behind them.
+const maxMode = 12
+
 // cutEntry is the mode and the name of the entry that data begins with.
 func cutEntry(data []byte) (mode, name []byte, ok bool) {
-	mode, rest, ok := bytes.Cut(data, []byte(" "))
-	if !ok {
+	space, end := bytes.IndexByte(data[:min(len(data), maxMode)], ' '), bytes.IndexByte(data, 0)
+	if space < 0 || end < space || len(data)-end-1 < IDSize {
 		return nil, nil, false
 	}
-	switch string(mode) {
-	case "100644", "40000": // nearly all
-	default:
-		if _, err := parseMode(string(mode)); err != nil {
+	mode = data[:space]
+	if m := string(mode); m != "100644" && m != "40000" { // as nearly all are
+		if _, err := parseMode(m); err != nil {
 			return nil, nil, false
 		}
 	}
-	name, id, ok := bytes.Cut(rest, []byte{0})
-	return mode, name, ok && len(id) >= IDSize
+	return mode, data[space+1 : end], true
 }
 
 func isGit(name []byte) bool {
