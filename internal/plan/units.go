@@ -13,6 +13,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
 // units decides about enablement, which is a managed property like the mode
@@ -134,7 +135,7 @@ func (m *maker) stopped(ctx context.Context) {
 				reason = "it is masked"
 			}
 			m.stop(ctx, unit, reason)
-			if service.Template(unit) {
+			if systemd.Template(unit) {
 				for _, instance := range m.Services.Instances(unit) {
 					m.stop(ctx, instance, reason)
 				}
@@ -161,7 +162,7 @@ func mask(n disk.Node) bool { return n.Kind == disk.Link && n.Target == "/dev/nu
 // without one, its template's.
 func (m *maker) unitItem(name string) *Item {
 	item := m.items[unitDir+name]
-	if template := service.TemplateOf(name); item == nil && template != "" && !m.Host.Exists(unitDir+name) {
+	if template := systemd.TemplateOf(name); item == nil && template != "" && !m.Host.Exists(unitDir+name) {
 		return m.items[unitDir+template]
 	}
 	return item
@@ -236,7 +237,7 @@ func (m *maker) gone(unit string) bool {
 // /etc that this plan leaves there.
 func (m *maker) shipped(unit string) bool {
 	names := []string{unit}
-	if template := service.TemplateOf(unit); template != "" {
+	if template := systemd.TemplateOf(unit); template != "" {
 		names = append(names, template)
 	}
 	for _, dir := range []string{"/run/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/"} {
@@ -259,7 +260,7 @@ func (m *maker) onChange(ctx context.Context, unit string) string {
 	}
 	var fragments [][]byte
 	file := unitDir + unit
-	if template := service.TemplateOf(unit); template != "" && m.items[file] == nil && !m.Host.Exists(file) {
+	if template := systemd.TemplateOf(unit); template != "" && m.items[file] == nil && !m.Host.Exists(file) {
 		file = unitDir + template
 	}
 	written := func(p string) bool { return m.items[p] != nil && m.items[p].Write }

@@ -13,6 +13,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/systemd"
 )
 
 // Host answers what can only be asked of the host.
@@ -244,9 +246,9 @@ type touches struct {
 
 // add touches a unit, or every loaded instance of a template.
 func (t *touches) add(unit, reason string) {
-	if Template(unit) {
+	if systemd.Template(unit) {
 		for _, instance := range t.host.Instances(unit) {
-			if !Template(instance) {
+			if !systemd.Template(instance) {
 				t.add(instance, reason)
 			}
 		}
@@ -283,7 +285,7 @@ func (t *touches) services(socket string) []string {
 	}
 	var stop []string
 	for _, unit := range triggers {
-		if !Template(unit) && !own(unit) && !t.perConnection(unit) {
+		if !systemd.Template(unit) && !own(unit) && !t.perConnection(unit) {
 			stop = append(stop, unit)
 		}
 	}
@@ -374,20 +376,6 @@ func (t *touches) perConnection(unit string) bool {
 		return false
 	}
 	return t.host.Exists(prefix + ".socket")
-}
-
-// Template tells whether a unit name is a template: web@.service.
-func Template(unit string) bool {
-	return strings.HasSuffix(strings.TrimSuffix(unit, path.Ext(unit)), "@")
-}
-
-// TemplateOf is the template of an instance, "" for every other unit.
-func TemplateOf(unit string) string {
-	prefix, _, found := strings.Cut(unit, "@")
-	if !found || Template(unit) {
-		return ""
-	}
-	return prefix + "@" + path.Ext(unit)
 }
 
 // byLength sorts the longest first.

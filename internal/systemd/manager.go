@@ -196,7 +196,7 @@ func (m *Manager) States(ctx context.Context, units []string) (map[string]UnitSt
 	var errs []error
 	wanting := map[string][]string{}
 	for _, unit := range units {
-		if template(unit) {
+		if Template(unit) {
 			state, err := m.UnitFileState(ctx, unit)
 			states[unit], errs = UnitState{ID: unit, UnitFileState: state}, append(errs, err)
 			continue
@@ -298,7 +298,7 @@ func (m *Manager) Reload(ctx context.Context) error {
 func (m *Manager) ResetFailed(ctx context.Context, units []string) error {
 	var errs []error
 	for _, unit := range units {
-		if template(unit) {
+		if Template(unit) {
 			continue
 		}
 		if err := m.conn.ResetFailedUnitContext(ctx, unit); err != nil && !notFound(err) {
@@ -393,7 +393,7 @@ func (m *Manager) Instances(ctx context.Context, name string) ([]string, error) 
 // is there when it is loaded, or enabled: that its template has a file means
 // nothing, because then every instance would be there.
 func (m *Manager) Exists(ctx context.Context, unit string) (bool, error) {
-	if template(unit) || instance(unit) {
+	if Template(unit) || instance(unit) {
 		loaded, err := m.conn.ListUnitsByPatternsContext(ctx, nil, []string{unit})
 		if err != nil {
 			return false, fmt.Errorf("looking for %s: %w", unit, err)
@@ -404,7 +404,7 @@ func (m *Manager) Exists(ctx context.Context, unit string) (bool, error) {
 			}
 		}
 		state, err := m.UnitFileState(ctx, unit)
-		if template(unit) {
+		if Template(unit) {
 			return state != "", err
 		}
 		return state == "enabled" || state == "enabled-runtime", err
@@ -473,7 +473,7 @@ func (v *View) Triggers(unit string) []string {
 // OnChange is X-Reconf-OnChange= of the unit as it is on disk: systemd names
 // the files that it read for it.
 func (v *View) OnChange(unit string) string {
-	if template(unit) {
+	if Template(unit) {
 		return ""
 	}
 	properties, err := v.manager.conn.GetUnitPropertiesContext(v.ctx, unit)

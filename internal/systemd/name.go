@@ -36,7 +36,8 @@ func split(unit string) (prefix, instance, ext string) {
 	return prefix, instance, ext
 }
 
-func template(unit string) bool {
+// Template tells whether a unit name is a template: web@.service.
+func Template(unit string) bool {
 	return strings.HasSuffix(strings.TrimSuffix(unit, path.Ext(unit)), "@")
 }
 
@@ -45,8 +46,8 @@ func instance(unit string) bool {
 	return name != ""
 }
 
-// templateOf is the template of an instance, and "" of everything else.
-func templateOf(unit string) string {
+// TemplateOf is the template of an instance, "" for every other unit.
+func TemplateOf(unit string) string {
 	prefix, name, ext := split(unit)
 	if name == "" {
 		return ""

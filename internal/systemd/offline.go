@@ -126,7 +126,7 @@ func (o Offline) load(name string) (*installed, error) {
 		}
 		if target != "" {
 			base := path.Base(target)
-			if own := templateOf(name); base != name && base != own {
+			if own := TemplateOf(name); base != name && base != own {
 				name = aliased(name, base)
 				continue
 			}
@@ -144,7 +144,7 @@ func (o Offline) load(name string) (*installed, error) {
 // same instance of the template.
 func aliased(alias, target string) string {
 	_, name, _ := split(alias)
-	if prefix, _, ext := split(target); template(target) && name != "" {
+	if prefix, _, ext := split(target); Template(target) && name != "" {
 		return prefix + "@" + name + ext
 	}
 	return target
@@ -153,7 +153,7 @@ func aliased(alias, target string) string {
 // find is the first file with the unit's name, or with its template's, and
 // where it leads if it is a symlink.
 func (o Offline) find(name string) (file, target string, err error) {
-	for _, candidate := range []string{name, templateOf(name)} {
+	for _, candidate := range []string{name, TemplateOf(name)} {
 		if candidate == "" {
 			continue
 		}
@@ -257,7 +257,7 @@ func (o Offline) readInstall(u *installed) error {
 // prefixes and its type.
 func (o Offline) dropins(name string, shared bool) ([]string, error) {
 	names := []string{name}
-	if own := templateOf(name); own != "" {
+	if own := TemplateOf(name); own != "" {
 		names = append(names, own)
 	}
 	prefix, _, ext := split(name)
@@ -344,7 +344,7 @@ func words(value string) ([]string, error) {
 // instance can be, does not.
 func (u *installed) defaultInstance() string {
 	value := u.install["DefaultInstance"]
-	if !template(u.name) || len(value) == 0 || strings.ContainsFunc(value[0], foreign) {
+	if !Template(u.name) || len(value) == 0 || strings.ContainsFunc(value[0], foreign) {
 		return ""
 	}
 	return value[0]
@@ -431,7 +431,7 @@ func (u *installed) links() ([]Link, error) {
 				errs = append(errs, fmt.Errorf("enabling %s: %s=%q is no unit name", u.name, kind.key, by))
 				continue
 			}
-			if template(u.instantiated()) && !template(by) {
+			if Template(u.instantiated()) && !Template(by) {
 				errs = append(errs, fmt.Errorf("enabling %s: without an instance it cannot be wanted by %s", u.name, by))
 				continue
 			}
@@ -477,11 +477,11 @@ func (u *installed) aliasPath(alias string) (string, error) {
 		return "", wrong
 	}
 	switch {
-	case template(alias) && ownName != "":
+	case Template(alias) && ownName != "":
 		alias = prefix + "@" + ownName + ext
-	case template(alias) != template(u.name) && !(name != "" && template(u.name)):
+	case Template(alias) != Template(u.name) && !(name != "" && Template(u.name)):
 		return "", wrong
-	case name != "" && name != ownName && !template(u.name):
+	case name != "" && name != ownName && !Template(u.name):
 		return "", wrong
 	case name == "" && ownName != "":
 		return "", wrong
@@ -520,7 +520,7 @@ func (o Offline) Unlinks(name string) ([]string, error) {
 		again = false
 		all = slices.DeleteFunc(all, func(link Link) bool {
 			base := path.Base(link.Path)
-			if link.Target == "/dev/null" || !gone[base] && !gone[templateOf(base)] &&
+			if link.Target == "/dev/null" || !gone[base] && !gone[TemplateOf(base)] &&
 				!gone[link.Target] && !gone[path.Base(link.Target)] {
 				return false
 			}
@@ -575,7 +575,7 @@ func (o Offline) State(name string) (string, error) {
 	if target == "/dev/null" {
 		return "masked" + runtime, nil
 	}
-	if base := path.Base(target); target != "" && path.Base(file) == name && base != name && base != templateOf(name) {
+	if base := path.Base(target); target != "" && path.Base(file) == name && base != name && base != TemplateOf(name) {
 		return "alias", nil
 	}
 	u, err := o.load(name)
@@ -597,7 +597,7 @@ func (o Offline) State(name string) (string, error) {
 			return place.state, nil
 		}
 		siblings = siblings || slices.ContainsFunc(links, func(link Link) bool {
-			return templateOf(path.Base(link.Path)) == u.name
+			return TemplateOf(path.Base(link.Path)) == u.name
 		})
 	}
 	switch {
@@ -638,7 +638,7 @@ func (o Offline) IsEnabled(name string) (bool, error) {
 // Exists tells whether the root has a file of the unit; of an instance a link
 // that enables it.
 func (o Offline) Exists(name string) bool {
-	if own := templateOf(name); own != "" {
+	if own := TemplateOf(name); own != "" {
 		if _, err := o.lstat(configDir + "/" + name); err == nil {
 			return true
 		}

@@ -29,7 +29,7 @@ func (m *Manager) Settle(ctx context.Context, units []string, before map[string]
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	left := slices.Sorted(slices.Values(units))
-	left = slices.Compact(slices.DeleteFunc(left, template))
+	left = slices.Compact(slices.DeleteFunc(left, Template))
 	var failures []Failure
 	for last := false; len(left) > 0; {
 		states, err := m.States(ctx, left)

@@ -151,7 +151,7 @@ func names(p *plan.Plan) []string {
 		all = append(append(all, touch.Unit), touch.StopFirst...)
 	}
 	slices.Sort(all)
-	return slices.DeleteFunc(slices.Compact(all), service.Template)
+	return slices.DeleteFunc(slices.Compact(all), systemd.Template)
 }
 
 // After runs the programs that have to see changed files, reloads, enables
@@ -348,7 +348,7 @@ func (d *decision) byEnablement(p *plan.Plan) []systemd.Job {
 		touched := slices.ContainsFunc(p.Effect.Touches, func(t service.Touch) bool { return t.Unit == u.Name })
 		is := d.now[u.Name]
 		switch {
-		case service.Template(u.Name) || service.Own(u.Name) || is.LoadState != "loaded":
+		case systemd.Template(u.Name) || service.Own(u.Name) || is.LoadState != "loaded":
 		case u.Enable && !touched && (!is.Active() || waitedFor(is) != ""):
 			jobs = append(jobs, systemd.Job{Unit: u.Name, Kind: systemd.Start})
 		case !u.Enable && is.Active():
