@@ -325,9 +325,8 @@ type course struct {
 }
 
 // crashTwice ends a course before its k-th durable operation, for every k, and
-// what goes on from there after its first, and before its middle, its last and
-// one random operation. Hosts that are the same go on the same way, so that each
-// is settled once.
+// what goes on from there at some of its operations. Hosts that are the same go on
+// the same way, so that each is settled once.
 func (tr *trial) crashTwice(c course) (points string) {
 	t := tr.t
 	t.Helper()
@@ -367,18 +366,18 @@ func (tr *trial) crashTwice(c course) (points string) {
 		}
 		whole := tr.copyOf(dir)
 		defer tr.remove(whole)
-		ops, _ := killed(whole, 0) // it ends, which settling it then does not mind
+		var firm []int
+		ops := judged(t, c.next(whole), durable, func(c call) verdict { // it ends, which settling it then does not mind
+			if isFirm(c, whole) {
+				firm = append(firm, c.n)
+			}
+			return verdict{}
+		}).ops
 		c.settle(whole, point)
 		if c.again != nil {
 			c.again(whole, point)
 		}
-		random := rand.New(rand.NewPCG(seed, uint64(k)))
-		seconds := []int{2, ops / 2, ops, 1 + random.IntN(max(ops, 1))}
-		slices.Sort(seconds)
-		for _, second := range slices.Compact(seconds) {
-			if second < 2 || second > ops { // before the first one nothing is new
-				continue
-			}
+		for _, second := range seconds(firm, ops, rand.New(rand.NewPCG(seed, uint64(k)))) {
 			twice.Add(1)
 			again := tr.copyOf(dir)
 			killed(again, second)
@@ -389,6 +388,21 @@ func (tr *trial) crashTwice(c course) (points string) {
 		}
 	})
 	return fmt.Sprintf("%s: %d crash points, %d crashed again, %d different hosts (seed %d)", c.what, once.Load(), twice.Load(), different.Load(), seed)
+}
+
+// seconds are the operations before which a run that goes on is ended too: the
+// second, the middle and the last of its firm ones, and a random one.
+func seconds(firm []int, ops int, random *rand.Rand) (all []int) {
+	for _, nth := range []int{2, len(firm) / 2, len(firm)} {
+		if 1 < nth && nth <= len(firm) { // before the first one nothing is new
+			all = append(all, firm[nth-1])
+		}
+	}
+	if ops > 1 {
+		all = append(all, 2+random.IntN(ops-1))
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 func (tr *trial) remove(dir string) {
@@ -495,25 +509,30 @@ func (tr *trial) crashEverywhere(what, from string) {
 	t := tr.t
 	t.Helper()
 	whole := tr.copyOf(from)
-	var names []string
-	ops, status := traced(t, tr.argv(whole), func(_ int, name string) syscall.Signal {
-		names = append(names, name)
-		return 0
+	calls, points := map[string]int{}, map[point]bool{}
+	end := judged(t, tr.argv(whole), durable, func(c call) verdict {
+		calls[c.name]++
+		points[pointOf(c, whole)] = true
+		return verdict{}
 	})
-	if !status.Exited() || status.ExitStatus() != 0 {
-		t.Fatalf("%s: the traced run: %v", what, status)
+	if !end.status.Exited() || end.status.ExitStatus() != 0 {
+		t.Fatalf("%s: the traced run: %v", what, end.status)
 	}
-	for _, name := range []string{"renameat", "fsync", "syncfs", "unlinkat", "mkdirat", "symlinkat"} {
-		if !slices.Contains(names, name) {
-			t.Fatalf("%s: no %s among %d operations: the wrong system calls are watched", what, name, ops)
+	for does, names := range effects {
+		if !slices.ContainsFunc(names, func(name string) bool { return calls[name] > 0 }) {
+			t.Errorf("%s: no %s among %d operations: the wrong system calls are watched: %v", what, does, end.ops, calls)
 		}
 	}
+	for _, p := range missed(onlyRoot(tr.end(from)), onlyRoot(tr.end(whole)), points) {
+		t.Errorf("%s: %s was no crash point with its %s", what, p.name, p.does)
+	}
+	counted(t, "%s: %d operations %v", what, end.ops, calls)
 	want := tr.end(whole)
 	if what == "update" && want["root/srv/moved/b"] == "" {
 		t.Errorf("%s: a link that took the place of a directory led to the removal of somebody else's file", what)
 	}
 	counted(t, "%s", tr.crashTwice(course{
-		what: what, from: from, ops: ops, next: tr.argv,
+		what: what, from: from, ops: end.ops, next: tr.argv,
 		settle: func(dir, point string) { tr.finish(dir, point, want) },
 		again:  func(dir, point string) { tr.quiet(dir, point, want) },
 	}))

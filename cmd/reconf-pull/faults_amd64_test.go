@@ -5,7 +5,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,25 +12,15 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 )
-
-// writing are the system calls that a disk can refuse.
-var writing = func() map[uint64]string {
-	all := maps.Clone(durable)
-	maps.Copy(all, map[uint64]string{
-		unix.SYS_OPENAT: "openat", unix.SYS_WRITE: "write", unix.SYS_PWRITE64: "pwrite64", unix.SYS_FTRUNCATE: "ftruncate", unix.SYS_FALLOCATE: "fallocate",
-		unix.SYS_COPY_FILE_RANGE: "copy_file_range", unix.SYS_SENDFILE: "sendfile", unix.SYS_FCHMOD: "fchmod", unix.SYS_FCHOWN: "fchown", unix.SYS_LCHOWN: "lchown",
-	})
-	return all
-}()
 
 // noRoom are those that ask for room: taking something away always works on a
 // full disk.
-var noRoom = func() map[uint64]string {
-	all := maps.Clone(writing)
-	maps.DeleteFunc(all, func(_ uint64, name string) bool {
-		return slices.Contains([]string{"unlinkat", "fchmod", "fchmodat", "fchown", "fchownat", "lchown"}, name)
+var noRoom = func() watch {
+	all := writing.with(nil)
+	maps.DeleteFunc(all.names, func(_ uint64, name string) bool {
+		return name == "unlinkat" || strings.Contains(name, "chmod") || strings.Contains(name, "chown") ||
+			strings.Contains(name, "removexattr")
 	})
 	return all
 }()
@@ -70,7 +59,7 @@ type fault struct {
 	before     map[string]string // the host's tree, before the run
 	want       map[string]string // everything, after an undisturbed one
 	errno      syscall.Errno
-	calls      map[uint64]string
+	calls      watch
 	every      int  // how many calls lie between those that are tried
 	stays      bool // all calls after it fail as well
 }
@@ -87,7 +76,7 @@ func (tr *trial) refuseEverywhere(f fault) {
 		if about := c.name + c.of(); about != last {
 			last, same = about, 0
 		}
-		if same++; same <= pieces {
+		if same++; same <= pieces || durable.has(c.name) {
 			calls = append(calls, c.n)
 		}
 		return verdict{}
@@ -134,7 +123,7 @@ func (tr *trial) refuseEverywhere(f fault) {
 			held.Add(1)
 		}
 	})
-	if points.Load() == 0 || kinds["write"] == 0 || kinds["openat"] == 0 {
+	if points.Load() == 0 || kinds["write"] == 0 || kinds["openat"]+kinds["openat2"] == 0 {
 		t.Errorf("%s: the wrong system calls are watched: %v", f.what, kinds)
 	}
 	stays := "once"

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"reconf-pull":        func() { os.Exit(cli.Main(os.Args[1:], os.Stdout, os.Stderr)) },
 		"reconf-pull-locked": lockedRun,
+		"reconf-pull-calls":  everyCall,
 	})
 }
 

@@ -3,62 +3,18 @@ package main_test
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// durable are the system calls that change what is on the disk, or make it last.
-var durable = map[uint64]string{
-	unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_FSYNC: "fsync", unix.SYS_FDATASYNC: "fdatasync", unix.SYS_SYNCFS: "syncfs",
-	unix.SYS_UNLINKAT: "unlinkat", unix.SYS_MKDIRAT: "mkdirat", unix.SYS_SYMLINKAT: "symlinkat", unix.SYS_LINKAT: "linkat", unix.SYS_FCHOWNAT: "fchownat", unix.SYS_FCHMODAT: "fchmodat",
-}
-
-// A call is a system call that a traced program is about to make.
-type call struct {
-	n    int // of those that are watched, from 1
-	name string
-	tid  int
-	args [6]uint64
-}
-
-// of is what the call is about: the path or the open file that it names first.
-func (c call) of() string {
-	switch c.name {
-	case "write", "pwrite64", "fsync", "fdatasync", "syncfs", "ftruncate", "fallocate", "fchmod", "fchown":
-		return c.file(c.args[0])
-	case "copy_file_range", "sendfile":
-		return c.file(c.args[map[string]int{"copy_file_range": 2, "sendfile": 0}[c.name]])
-	case "symlinkat":
-		return c.text(c.args[2])
-	case "renameat", "renameat2", "linkat":
-		return c.text(c.args[3])
-	}
-	return c.text(c.args[1])
-}
-
-func (c call) file(fd uint64) string {
-	name, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", c.tid, int32(fd))) // only for a message, or to leave a pipe alone
-	return name
-}
-
-func (c call) text(at uint64) string {
-	buf := make([]byte, unix.PathMax)
-	n, _ := syscall.PtracePeekData(c.tid, uintptr(at), buf[:256]) // only for a message
-	text, _, _ := strings.Cut(string(buf[:n]), "\x00")
-	return text
-}
 
 // verdict is what becomes of a call: a signal for the whole program before the
 // call, or an error in its place.
@@ -83,10 +39,9 @@ func traced(t *testing.T, argv []string, signal func(n int, name string) syscall
 	return end.ops, end.status
 }
 
-// judged is traced for any set of calls. judge must not write anything: it runs
-// on the thread that has the same filter, as must nothing that package testing
-// notes (os.Open, os.Stat, os.Getenv).
-func judged(t *testing.T, argv []string, watched map[uint64]string, judge func(call) verdict) ended {
+// judged is traced for any set of calls. The thread that makes one waits while judge
+// looks at it, and judge may do whatever it likes, such as changing the file.
+func judged(t *testing.T, argv []string, watched watch, judge func(call) verdict) ended {
 	t.Helper()
 	out, err := os.CreateTemp(t.TempDir(), "said-")
 	if err != nil {
@@ -130,22 +85,21 @@ func judged(t *testing.T, argv []string, watched map[uint64]string, judge func(c
 }
 
 // filter makes the watched system calls of this thread, and of what it starts,
-// stop for a tracer (seccomp(2)): all others run at full speed. An openat is
-// watched where it may make a file.
-func filter(watched map[uint64]string) error {
+// stop for a tracer (seccomp(2)): all others run at full speed.
+func filter(watched watch) error {
 	const number, openFlags, retAllow, retTrace = 0, 16 + 2*8, 0x7fff0000, 0x7ff00000
 	load := func(at uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
 	}
 	ret := func(what uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: what} }
 	program := []unix.SockFilter{load(number)}
-	for _, nr := range slices.Sorted(maps.Keys(watched)) {
-		if nr != unix.SYS_OPENAT {
+	for _, nr := range slices.Sorted(maps.Keys(watched.names)) {
+		if nr != unix.SYS_OPENAT || watched.opens {
 			program = append(program, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: uint32(nr)}, ret(retTrace))
 			continue
 		}
 		program = append(program, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 4, K: uint32(nr)},
-			load(openFlags), unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: unix.O_CREAT}, ret(retTrace), ret(retAllow))
+			load(openFlags), unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, Jf: 1, K: makesFile}, ret(retTrace), ret(retAllow))
 	}
 	program = append(program, ret(retAllow))
 	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
@@ -156,7 +110,7 @@ func filter(watched map[uint64]string) error {
 }
 
 // trace drives a program that was started for it until it has ended.
-func (end *ended) trace(pid int, watched map[uint64]string, judge func(call) verdict) error {
+func (end *ended) trace(pid int, watched watch, judge func(call) verdict) error {
 	const options = syscall.PTRACE_O_TRACECLONE | syscall.PTRACE_O_TRACEFORK | syscall.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACESECCOMP | unix.PTRACE_O_EXITKILL
 	// What it started and left.
 	defer func() { _ = syscall.Kill(-pid, syscall.SIGKILL) }()
@@ -199,9 +153,9 @@ func (end *ended) trace(pid int, watched map[uint64]string, judge func(call) ver
 	}
 }
 
-func (end *ended) stopped(pid, tid int, watched map[uint64]string, judge func(call) verdict) error {
-	// Not os.Stat, which go test takes note of in a file of its own.
-	if err := unix.Access(fmt.Sprintf("/proc/%d/task/%d", pid, tid), unix.F_OK); err != nil {
+func (end *ended) stopped(pid, tid int, watched watch, judge func(call) verdict) error {
+	// Not a look into /proc: this thread has the filter as well.
+	if err := unix.Tgkill(pid, tid, 0); err != nil {
 		return nil // a program that it started
 	}
 	// PTRACE_GET_SYSCALL_INFO
@@ -211,15 +165,21 @@ func (end *ended) stopped(pid, tid int, watched map[uint64]string, judge func(ca
 	if errno != 0 || info[0] != seccomp {
 		return nil // killed meanwhile
 	}
-	c := call{n: end.ops + 1, name: watched[binary.NativeEndian.Uint64(info[24:])], tid: tid}
+	c := call{n: end.ops + 1, name: watched.names[binary.NativeEndian.Uint64(info[24:])], tid: tid}
 	for i := range c.args {
 		c.args[i] = binary.NativeEndian.Uint64(info[32+8*i:])
 	}
-	if c.name == "write" && (c.args[0] <= 2 || !filepath.IsAbs(c.file(c.args[0]))) {
-		return nil // what it says, a pipe, an eventfd
-	}
-	end.ops++
-	v := judge(c)
+	var v verdict
+	// On another thread, which the filter refuses nothing.
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if c.counts(watched) {
+			end.ops++
+			v = judge(c)
+		}
+	}()
+	<-done
 	if v.refuse != 0 {
 		return refuse(tid, v.refuse)
 	}
