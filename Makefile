@@ -38,8 +38,8 @@ check: ## formatting, vet, lint, module files
 parity: ## both engines on every case, with the salt-call on the PATH (RECORD=1: write down what it does)
 	$(GO) test ./internal/reconcile -run TestParity -timeout 90m -live $(if $(RECORD),-record)
 
-bench: build ## each figure beside its peer, from one run
-	bench/run bin/reconf-pull
+bench: build ## each figure beside its peer, from one run (OLD=path: beside that binary of ours)
+	bench/run bin/reconf-pull $(OLD)
 
 install: build ## install below DESTDIR
 	install -D -m 0755 bin/reconf-pull $(DESTDIR)$(PREFIX)/bin/reconf-pull
