@@ -17,8 +17,8 @@ const module = "github.com/reconf-pull/reconf-pull/internal/"
 // what stands below it.
 var layers = []string{
 	"cli", "lock/foreman", "lock/fleetlock", "lock/etcd", "lock/httpclient", "report", "survey", "reconcile", "units", "engine/salt/container", "engine/salt/call", "engine/salt", "engine/native", "update", "pipeline", "engine", "plan", "contents",
-	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "disk", "signature", "secret",
-	"source/gogit", "source/child", "source/checkout", "source/objects", "source", "host", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
+	"config", "fleet", "butane", "desired", "service", "hooks", "systemd", "window", "state", "lock", "signature", "secret",
+	"source/gogit", "source/child", "source/checkout", "source/objects", "source", "host", "fsat", "disk", "run", "logging", "expand", "tomlfile", "finding", "atomicfile", "version",
 }
 
 // importers are the packages that alone may import a third-party module.

@@ -1,23 +1,7 @@
-// Package disk says what stands at a path.
+// Package disk describes what stands at a path, or should stand there.
 //
-// Its one rule: it looks and never follows: a symlink is a symlink, and
-// nothing is opened that is not a regular file.
+// Its one rule: it is told. Package fsat looks.
 package disk
-
-import (
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
-	"fmt"
-	"io"
-	"os"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/reconf-pull/reconf-pull/internal/host"
-	"github.com/reconf-pull/reconf-pull/internal/secret"
-)
 
 // Kind is the kind of file that a path names.
 type Kind string
@@ -51,10 +35,13 @@ type Node struct {
 	Secret bool `json:"secret,omitempty"`
 }
 
+// Encrypted ends the names of files whose bytes are encrypted.
+const Encrypted = ".age"
+
 // Stored is the name of the contents in a directory of such.
 func (a Node) Stored() string {
 	if a.Secret {
-		return a.SHA256 + secret.Suffix
+		return a.SHA256 + Encrypted
 	}
 	return a.SHA256
 }
@@ -91,83 +78,4 @@ func (a Node) Equal(b Node) bool {
 // SameContent is Equal without owner and mode.
 func (a Node) SameContent(b Node) bool {
 	return a.Kind == b.Kind && a.Target == b.Target && (a.SHA256 == "" || a.SHA256 == b.SHA256)
-}
-
-// Permissions are the mode bits as chmod(2) takes them.
-func Permissions(mode os.FileMode) uint32 {
-	bits := uint32(mode.Perm())
-	if mode&os.ModeSetuid != 0 {
-		bits |= unix.S_ISUID
-	}
-	if mode&os.ModeSetgid != 0 {
-		bits |= unix.S_ISGID
-	}
-	if mode&os.ModeSticky != 0 {
-		bits |= unix.S_ISVTX
-	}
-	return bits
-}
-
-// Look returns what stands at a path of this machine (already below the root),
-// without reading contents: SHA256 is empty.
-func Look(real string) (Node, Stat, error) {
-	info, err := os.Lstat(real)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return Node{}, Stat{}, nil
-	}
-	if err != nil {
-		return Node{}, Stat{}, err
-	}
-	raw := info.Sys().(*syscall.Stat_t)
-	node := Node{UID: int(raw.Uid), GID: int(raw.Gid), Mode: Permissions(info.Mode())}
-	switch {
-	case info.Mode().IsRegular():
-		node.Kind, node.Size = File, info.Size()
-	case info.IsDir():
-		node.Kind = Directory
-	case info.Mode()&os.ModeSymlink != 0:
-		node.Kind, node.Mode = Link, 0
-		if node.Target, err = os.Readlink(real); err != nil {
-			return Node{}, Stat{}, err
-		}
-	default:
-		node.Kind = Other
-	}
-	return node, Stat{
-		Inode: raw.Ino, Size: info.Size(),
-		MTime: raw.Mtim.Nano(), CTime: raw.Ctim.Nano(),
-	}, nil
-}
-
-// Read is Look with the hash of a regular file's bytes.
-func Read(real string) (Node, Stat, error) {
-	node, stat, err := Look(real)
-	if err != nil || node.Kind != File {
-		return node, stat, err
-	}
-	node.SHA256, err = hash(real)
-	return node, stat, err
-}
-
-// At is Read for a path of the host.
-func At(h *host.Host, path string) (Node, error) {
-	real, err := h.Path(path)
-	if err != nil {
-		return Node{}, err
-	}
-	node, _, err := Read(real)
-	return node, err
-}
-
-func hash(real string) (string, error) {
-	f, err := os.OpenFile(real, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", fmt.Errorf("reading %s: %w", real, err)
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
 }

@@ -111,6 +111,21 @@ func (h *Host) SystemUser(name string) (uid, gid int, err error) {
 	return 0, 0, ErrNoAccount
 }
 
+// UserName is the name of a user in the files that systemd-sysusers(8) keeps, "" where
+// they have none and for root.
+func (h *Host) UserName(uid int) string {
+	entries, err := (&Accounts{Host: h}).files("passwd")
+	if uid == 0 || err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(entries)) {
+		if fields := strings.Split(line, ":"); len(fields) > 2 && fields[2] == strconv.Itoa(uid) {
+			return fields[0]
+		}
+	}
+	return ""
+}
+
 // find reads the third field of the first entry with that name (passwd(5), group(5)).
 func find(entries []byte, name string) (int, bool) {
 	for line := range strings.Lines(string(entries)) {

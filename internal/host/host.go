@@ -1,7 +1,7 @@
 // Package host is the machine, or the root directory that stands for it.
 //
-// Its one rule: every path of the managed system goes through Path, so that
-// --root moves all of them and no symlink leads out of the root.
+// Its one rule: whatever it reads of the managed system it reads through Files, so
+// that --root moves all of it, and no link leads out of the root.
 package host
 
 import (
@@ -11,18 +11,19 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
+
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 )
 
 // Host is a machine below Root. The zero Root and "/" are the running machine.
 type Host struct {
 	Root string
 	Now  func() time.Time
-
-	parents sync.Map // directory as the config names it -> directory on this machine
+	// Files is how managed paths are looked at and changed.
+	Files *fsat.FS
 }
 
 // New returns the host below root.
@@ -30,59 +31,38 @@ func New(root string) *Host {
 	if root == "" {
 		root = "/"
 	}
-	return &Host{Root: filepath.Clean(root), Now: time.Now}
+	root = filepath.Clean(root)
+	return &Host{Root: root, Now: time.Now, Files: fsat.New(root)}
 }
 
 // Live tells whether this is the running machine: only there are systemd,
 // hooks and the reboot.
 func (h *Host) Live() bool { return h.Root == "/" }
 
-// Path is where the managed path lies on this machine. Symlinks in its parents
-// are followed as if Root were the root directory; the last element is not.
+// Path is where a path of the agent's own, its configuration or its state, lies on this
+// machine. Symlinks in its parents are followed as if Root were the root directory; the
+// last element is not. Managed paths are named to nobody: see Files.
 func (h *Host) Path(path string) (string, error) {
 	path = filepath.Clean("/" + path)
 	if h.Live() || path == "/" {
 		return filepath.Join(h.Root, path), nil
 	}
 	dir, name := filepath.Split(path)
-	if parent, ok := h.parents.Load(dir); ok {
-		return filepath.Join(parent.(string), name), nil
-	}
 	parent, err := securejoin.SecureJoin(h.Root, dir)
 	if err != nil {
 		return "", fmt.Errorf("resolving %s below %s: %w", dir, h.Root, err)
 	}
-	h.parents.Store(dir, parent)
 	return filepath.Join(parent, name), nil
 }
 
-// Forget drops what Path remembers about parents: called after links changed.
-func (h *Host) Forget() { h.parents.Clear() }
+// most is the largest file of the system that is read whole: accounts, units.
+const most = 16 << 20
 
-// ReadFile reads a file of the host.
-func (h *Host) ReadFile(path string) ([]byte, error) {
-	real, err := h.Path(path)
-	if err != nil {
-		return nil, err
-	}
-	if !h.Live() {
-		// The last element may be a symlink too, as /etc/os-release is.
-		if real, err = securejoin.SecureJoin(h.Root, path); err != nil {
-			return nil, err
-		}
-	}
-	return os.ReadFile(real)
-}
+// ReadFile reads a file of the host, also through a link.
+func (h *Host) ReadFile(path string) ([]byte, error) { return h.Files.ReadFile(path, most) }
 
 // Exists tells whether anything, also a dangling link, stands at the path.
-func (h *Host) Exists(path string) bool {
-	real, err := h.Path(path)
-	if err != nil {
-		return false
-	}
-	_, err = os.Lstat(real)
-	return err == nil
-}
+func (h *Host) Exists(path string) bool { return h.Files.Exists(path) }
 
 // Hostname is the static hostname: /etc/hostname, or the kernel's on a running
 // machine that has no such file.
@@ -108,6 +88,12 @@ func firstLine(data []byte) string {
 		}
 	}
 	return ""
+}
+
+// SELinux tells whether files of the running machine have SELinux contexts.
+func (h *Host) SELinux() bool {
+	_, err := os.Stat("/sys/fs/selinux/enforce")
+	return err == nil && h.Live()
 }
 
 // MachineID is machine-id(5), "" where there is none.

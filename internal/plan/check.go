@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
-	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // kernel directories hold no configuration that lasts.
@@ -88,22 +87,11 @@ func (m *maker) withoutLinks(p string) (string, error) {
 	if known, ok := m.resolved[dir]; ok {
 		return path.Join(known, name), nil
 	}
-	real, err := m.Host.Path(p)
-	if err != nil {
-		return "", err
+	var blocked *fsat.BlockedError
+	if _, err := m.Host.Files.Ground(p); err != nil && !errors.As(err, &blocked) {
+		return "", err // links that lead in a circle
 	}
-	way := strings.TrimPrefix(path.Dir(real), strings.TrimSuffix(m.Host.Root, "/"))
-	if m.Host.Live() {
-		existing, rest := path.Dir(real), ""
-		for {
-			if way, err = filepath.EvalSymlinks(existing); err == nil || existing == "/" {
-				break
-			}
-			existing, rest = path.Dir(existing), path.Join(path.Base(existing), rest)
-		}
-		way = path.Join(way, rest)
-	}
-	m.resolved[dir] = path.Clean("/" + way)
+	m.resolved[dir] = m.Host.Files.Resolve(dir)
 	return path.Join(m.resolved[dir], name), nil
 }
 
@@ -147,6 +135,9 @@ func (m *maker) declares(ctx context.Context, what, name string) string {
 		if w.content == nil || path.Ext(p) != ".conf" || !strings.HasSuffix(path.Dir(p), "/sysusers.d") {
 			continue
 		}
+		if found, err := m.look(p); err != nil || !found.Place.Root() {
+			continue // systemd-sysusers would read it by its name, whoever wrote it
+		}
 		r, err := m.Contents.Open(ctx, *w.content)
 		if err != nil {
 			continue // reported where the file itself is compared
@@ -186,10 +177,14 @@ func (m *maker) finish() {
 	for _, p := range sortedKeys(m.items) {
 		item := m.items[p]
 		item.Before.Secret = item.Before.Kind == disk.File && m.secret(item)
+		if item.Place = m.place(item); item.Place != nil && m.bases[p] != nil {
+			item.Base = &m.bases[p].entry
+		}
 		m.plan.Items = append(m.plan.Items, *item)
 	}
-	slices.SortFunc(m.next, func(a, b state.Entry) int { return strings.Compare(a.Path, b.Path) })
-	m.plan.Manifest.Entries = m.next
+	for _, p := range sortedKeys(m.next) {
+		m.plan.Manifest.Entries = append(m.plan.Manifest.Entries, m.next[p])
+	}
 	slices.Sort(m.plan.Sysusers)
 	for i := range m.plan.Items {
 		if m.plan.Items[i].Action == Conflict && m.Settings.OnConflict == "fail" {

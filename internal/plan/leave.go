@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -28,17 +26,16 @@ func (m *maker) leave() error {
 		if _, ok := m.wants[p]; ok {
 			continue
 		}
-		found, _, err := m.look(p)
-		if err != nil {
-			return err
-		}
+		found, err := m.look(p)
 		b := m.bases[p]
-		if b.entry.Kind == disk.Directory && b.entry.Origin != state.Foreign && found.Kind == disk.Directory {
-			err = m.leaveDirectory(p, b, found, needed[p])
-		} else {
-			err = m.leavePath(p, b, found)
+		switch {
+		case err != nil:
+		case b.entry.Kind == disk.Directory && b.entry.Origin != state.Foreign && found.Kind == disk.Directory:
+			err = m.leaveDirectory(p, b, found.Node, needed[p])
+		default:
+			err = m.leavePath(p, b, &found)
 		}
-		if err != nil {
+		if err != nil && !m.blocked(p, err) {
 			return err
 		}
 	}
@@ -61,7 +58,7 @@ func (m *maker) leaveDirectory(p string, b *base, found disk.Node, needed bool) 
 	if needed {
 		entry := b.entry
 		entry.Origin = state.Parent
-		m.next = append(m.next, entry)
+		m.next[p] = entry
 		return nil
 	}
 	foreign, err := m.foreignIn(p)
@@ -79,35 +76,36 @@ func (m *maker) leaveDirectory(p string, b *base, found disk.Node, needed bool) 
 
 // foreignIn names something in a directory that this plan does not remove.
 func (m *maker) foreignIn(dir string) (string, error) {
-	real, err := m.Host.Path(dir)
+	found, err := m.look(dir)
 	if err != nil {
 		return "", err
 	}
-	if attributes(real)&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+	if found.Mounted {
 		return "a mounted file system", nil
 	}
-	names, err := os.ReadDir(real)
+	foreign := ""
+	err = m.Host.Files.Names(dir, func(name string) bool {
+		child := m.items[path.Join(dir, name)]
+		if child == nil || !child.Write || child.After.Kind != disk.Absent {
+			foreign = name
+		}
+		return foreign == ""
+	})
 	if err != nil {
 		return "", fmt.Errorf("looking into %s: %w", dir, err)
 	}
-	for _, name := range names {
-		child := m.items[path.Join(dir, name.Name())]
-		if child == nil || !child.Write || child.After.Kind != disk.Absent {
-			return name.Name(), nil
-		}
-	}
-	return "", nil
+	return foreign, nil
 }
 
-func (m *maker) leavePath(p string, b *base, found disk.Node) error {
+func (m *maker) leavePath(p string, b *base, found *fsat.Found) error {
 	if found.Kind == disk.Absent && b.entry.Kind != disk.Absent {
 		return nil // gone already
 	}
-	matches, err := m.matches(b, p, found)
+	matches, err := m.matches(b, p, found.Node)
 	if err != nil {
 		return err
 	}
-	item := &Item{Path: p, Before: found, Origin: b.entry.Origin}
+	item := &Item{Path: p, Before: found.Node, Origin: b.entry.Origin}
 	switch {
 	case m.own(p):
 		item.Action, item.Note = Keep, "reconf-pull does not remove its own files"
@@ -115,11 +113,14 @@ func (m *maker) leavePath(p string, b *base, found disk.Node) error {
 		item.Action, item.Note = Keep, "it is a device, a socket or a pipe now"
 	case !matches && !m.Settings.PruneModified:
 		item.Action, item.Note = Keep, "changed on the host since it was written"
-	case b.entry.Kind == disk.File && b.entry.SHA256 == "" && found.Size > 0 && !m.Settings.PruneModified:
+	case b.entry.Kind == disk.File && b.entry.SHA256 == "" && found.Size() > 0 && !m.Settings.PruneModified:
 		// The config only asked for the file; somebody else filled it.
 		item.Action, item.Note = Keep, "its contents are not of the config"
 	case b.entry.Origin == state.Foreign:
 		if err := m.restore(item); err != nil {
+			return err
+		}
+		if err := m.guard(item, b, found); err != nil {
 			return err
 		}
 	default:
@@ -146,15 +147,19 @@ func (m *maker) matches(b *base, p string, found disk.Node) (bool, error) {
 	if b.entry.Kind != disk.HardLink || found.Kind != disk.File {
 		return false, nil
 	}
-	target, theirs, err := m.look(b.entry.Target)
+	target, err := m.look(b.entry.Target)
+	var blocked *fsat.BlockedError
+	if errors.As(err, &blocked) {
+		return false, nil // nobody can say any more
+	}
 	if err != nil {
 		return false, err
 	}
-	_, mine, err := m.look(p)
+	mine, err := m.look(p)
 	if err != nil {
 		return false, err
 	}
-	if mine.Inode == theirs.Inode {
+	if mine.SameFile(&target) {
 		return true, nil
 	}
 	// The target was replaced by a change that did not get to the link.
@@ -172,9 +177,11 @@ func (m *maker) restore(item *Item) error {
 	}
 	open := func(context.Context) (io.ReadCloser, error) { return m.Pristine.Open(p) }
 	if vendor := m.vendorFile(p); !ok && vendor != "" {
-		if node, err = disk.At(m.Host, vendor); err != nil {
+		found, err := m.Host.Files.Read(m.ctx, vendor, m.Settings.most())
+		if err != nil {
 			return err
 		}
+		node = found.Node
 		ok = node.Kind == disk.File || node.Kind == disk.Link
 		open = func(context.Context) (io.ReadCloser, error) {
 			data, err := m.Host.ReadFile(vendor)
@@ -225,7 +232,7 @@ func (m *maker) parents() error {
 		}
 		for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
 			if w := m.wants[dir]; w != nil && w.node.Kind == disk.Directory {
-				if item := m.items[dir]; item == nil || item.Write || item.Before.Kind == disk.Directory {
+				if item := m.items[dir]; item == nil || item.Write || item.Before.Kind == disk.Directory || item.Action == Blocked {
 					break // it is there, or will be
 				} else if item.Before.Kind == disk.Absent {
 					item.Write, item.Note = true, "removed on the host, and a path of this config is to lie in it"
@@ -233,7 +240,7 @@ func (m *maker) parents() error {
 				}
 			}
 			done, err := m.parent(dir, m.position(p))
-			if err != nil {
+			if err != nil && !m.blocked(p, err) {
 				return err
 			}
 			if done {
@@ -263,26 +270,23 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 	if item := m.items[dir]; item != nil && item.After.Kind == disk.Directory {
 		return true, nil
 	}
-	found, stat, err := m.look(dir)
+	found, err := m.look(dir)
 	if err != nil {
 		return true, err
 	}
 	made := disk.Node{Kind: disk.Directory, Mode: 0o755}
-	item := &Item{Path: dir, Action: Create, Before: found, After: made, Origin: state.Parent, Write: true}
+	item := &Item{Path: dir, Action: Create, Before: found.Node, After: made, Origin: state.Parent, Write: true}
 	switch leaving := m.items[dir]; {
 	case found.Kind == disk.Directory && (leaving == nil || !leaving.Write):
 		return true, nil
 	case found.Kind == disk.Directory: // the plan removes it: keep it instead
 		delete(m.items, dir)
-		m.next = append(m.next, state.Entry{Path: dir, Node: found, Origin: state.Parent, Stat: stat})
+		m.next[dir] = state.Entry{Path: dir, Node: found.Node, Origin: state.Parent, Stat: found.Stat}
 		return true, nil
 	case found.Kind == disk.Absent:
 	case found.Kind == disk.Link && (leaving == nil || !leaving.Write):
-		// The link's target, found inside the root.
-		if inside, err := m.Host.Path(dir + "/inside"); err == nil {
-			if info, err := os.Stat(path.Dir(inside)); err == nil && info.IsDir() {
-				return true, nil
-			}
+		if ground, err := m.Host.Files.Ground(dir + "/inside"); err == nil && ground.Path == dir {
+			return true, nil
 		}
 		m.problem(at, "%s is a link on this host that leads to no directory, and a path of this config is to lie in it", dir)
 		return true, nil
@@ -293,98 +297,75 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 		return true, nil
 	}
 	m.items[dir] = item
-	m.next = append(m.next, state.Entry{Path: dir, Node: made, Origin: state.Parent})
+	m.next[dir] = state.Entry{Path: dir, Node: made, Origin: state.Parent}
 	return false, nil
 }
 
 // checkKinds refuses what would lose something of the admin's, and what lies
 // on a file system that cannot be written.
-func (m *maker) checkKinds() {
+func (m *maker) checkKinds() error {
 	for _, p := range sortedKeys(m.items) {
 		item := m.items[p]
 		if !item.Write {
 			continue
 		}
+		found, err := m.look(p)
+		if m.blocked(p, err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
 		if item.Before.Kind == disk.Directory && item.After.Kind != disk.Directory && item.After.Kind != disk.Absent {
-			if foreign, err := m.foreignIn(p); err != nil || foreign != "" {
-				m.problem(m.position(p), "%s is a directory on this host and holds %s, which is not of this config: move it away, a %s is to stand there", p, foreign, item.After.Kind)
+			foreign, err := m.foreignIn(p)
+			if m.blocked(p, err) {
+				continue
+			}
+			if err != nil || foreign != "" {
+				m.refuseAt(p, found.Place, fmt.Sprintf("is a directory on this host and holds %s, which is not of this config: move it away, a %s is to stand there", foreign, item.After.Kind))
 			}
 		}
 		if why := m.whyClosed(p); why != "" {
-			m.problem(m.position(p), "%s %s", p, why)
+			m.refuseAt(p, found.Place, why)
 			continue
 		}
-		if item.Before.Kind == disk.Absent {
-			continue
-		}
-		switch has := m.attributes(p); {
-		case has&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0:
-			m.problem(m.position(p), "%s is immutable or append-only on this host (chattr -ia)", p)
-		case has&unix.STATX_ATTR_MOUNT_ROOT != 0 && item.After.Kind != disk.Directory:
-			m.problem(m.position(p), "%s is a mount point on this host", p)
+		switch {
+		case item.Before.Kind == disk.Absent:
+		case found.Immutable:
+			m.refuseAt(p, found.Place, "is immutable or append-only on this host (chattr -ia)")
+		case found.Mounted && item.After.Kind != disk.Directory:
+			m.refuseAt(p, found.Place, "is a mount point on this host")
 		}
 	}
+	return nil
 }
 
 // whyClosed says why nothing can be made or removed in the directory of a
 // path, or in the nearest one that exists.
 func (m *maker) whyClosed(p string) string {
-	for dir := path.Dir(p); ; dir = path.Dir(dir) {
-		real, err := m.Host.Path(dir)
-		if err != nil {
-			return ""
-		}
-		if known, ok := m.closed[real]; ok {
-			return known
-		}
-		var fs unix.Statfs_t
-		err = unix.Statfs(real, &fs)
-		if errors.Is(err, unix.ENOENT) && dir != "/" {
-			continue
-		}
-		switch {
-		case err != nil:
-			m.closed[real] = ""
-		case fs.Flags&unix.ST_RDONLY != 0:
-			m.closed[real] = "lies on a read-only file system"
-		case attributes(real)&unix.STATX_ATTR_IMMUTABLE != 0:
-			m.closed[real] = fmt.Sprintf("lies in %s, which is immutable on this host (chattr -i)", dir)
-		default:
-			m.closed[real] = ""
-		}
-		return m.closed[real]
+	dir := path.Dir(p)
+	why, known := m.closed[dir]
+	if known {
+		return why
 	}
-}
-
-func (m *maker) attributes(p string) uint64 {
-	real, err := m.Host.Path(p)
-	if err != nil {
-		return 0
+	switch ground, err := m.Host.Files.Ground(p); {
+	case err != nil:
+	case ground.ReadOnly:
+		why = "lies on a read-only file system"
+	case ground.Immutable:
+		why = fmt.Sprintf("lies in %s, which is immutable on this host (chattr -i)", ground.Path)
 	}
-	return attributes(real)
-}
-
-// attributes are those of statx(2); none where the file system has none.
-func attributes(real string) uint64 {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, real, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
-		return 0
-	}
-	return st.Attributes & st.Attributes_mask
+	m.closed[dir] = why
+	return why
 }
 
 // mountOf names the mount that a path lies on, or will lie on.
 func (m *maker) mountOf(p string) uint64 {
-	for dir := path.Dir(p); ; dir = path.Dir(dir) {
-		real, err := m.Host.Path(dir)
-		if err != nil {
-			return 0
-		}
-		var st unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, real, 0, unix.STATX_MNT_ID, &st); err == nil || dir == "/" {
-			return st.Mnt_id
-		}
+	ground, err := m.Host.Files.Ground(p)
+	if err != nil {
+		return 0
 	}
+	return ground.Mount
 }
 
 // refuse stops a plan that would remove most of what is managed: a repo that

@@ -17,6 +17,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/secret"
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -37,6 +38,8 @@ type Input struct {
 	// Attempts are the changes that were neither recorded nor rolled back, oldest
 	// first.
 	Attempts []Attempt
+	// Later are paths that are left as they are for now.
+	Later map[string]*fsat.BlockedError
 	// Ignored are the ignored sections of the applied generation.
 	Ignored []desired.Section
 	// Stored opens contents of the applied generation. When it is set the plan brings
@@ -63,10 +66,11 @@ func (e *RefusedError) Error() string { return e.Reason }
 // that is wrong, or a *RefusedError.
 func Make(ctx context.Context, in Input) (*Plan, error) {
 	m := &maker{
-		Input: in, plan: &Plan{},
-		wants: map[string]*want{}, bases: map[string]*base{}, items: map[string]*Item{},
-		looked: map[string]seen{}, resolved: map[string]string{}, closed: map[string]string{},
+		Input: in, ctx: ctx, plan: &Plan{},
+		wants: map[string]*want{}, bases: map[string]*base{}, items: map[string]*Item{}, next: map[string]state.Entry{},
+		looked: map[string]fsat.Found{}, resolved: map[string]string{}, closed: map[string]string{},
 	}
+	in.Host.Files.Forget() // what was looked at before may lie elsewhere now
 	m.collectBases()
 	if in.Stored != nil {
 		m.collectApplied()
@@ -90,7 +94,10 @@ func Make(ctx context.Context, in Input) (*Plan, error) {
 	if err := m.parents(); err != nil {
 		return nil, err
 	}
-	m.checkKinds()
+	if err := m.checkKinds(); err != nil {
+		return nil, err
+	}
+	m.blockBelow()
 	m.finish()
 	if err := m.units(ctx); err != nil {
 		return nil, err
@@ -110,14 +117,15 @@ func Make(ctx context.Context, in Input) (*Plan, error) {
 
 type maker struct {
 	Input
+	ctx      context.Context
 	plan     *Plan
 	wants    map[string]*want
 	bases    map[string]*base
 	items    map[string]*Item
-	next     []state.Entry // of the manifest to be
-	looked   map[string]seen
+	next     map[string]state.Entry // of the manifest to be
+	looked   map[string]fsat.Found
 	resolved map[string]string // directory as the config names it -> without links
-	closed   map[string]string // directory of this machine -> why nothing can be made in it
+	closed   map[string]string // directory -> why nothing can be made in it
 	problems finding.List
 }
 
@@ -153,11 +161,6 @@ func (b *base) matches(n disk.Node) bool {
 // secret tells whether what we know to have left may be one.
 func (b *base) secret() bool {
 	return b.entry.Secret || slices.ContainsFunc(b.also, func(n disk.Node) bool { return n.Secret })
-}
-
-type seen struct {
-	node disk.Node
-	stat disk.Stat
 }
 
 func (m *maker) problem(at finding.Position, format string, args ...any) {
@@ -273,35 +276,46 @@ func (m *maker) want(w *want) {
 }
 
 // look returns what stands at a path. Contents of what is unchanged since the
-// base was written are known without reading them.
-func (m *maker) look(p string) (disk.Node, disk.Stat, error) {
-	if s, ok := m.looked[p]; ok {
-		return s.node, s.stat, nil
+// base was written are known without reading them. A path that somebody blocks is a
+// *fsat.BlockedError.
+func (m *maker) look(p string) (fsat.Found, error) {
+	if found, ok := m.looked[p]; ok {
+		return found, nil
 	}
-	real, err := m.Host.Path(p)
-	if err != nil {
-		return disk.Node{}, disk.Stat{}, err
+	if later := m.Later[p]; later != nil {
+		return fsat.Found{}, later
 	}
-	node, stat, err := disk.Look(real)
-	if err != nil {
-		return disk.Node{}, disk.Stat{}, fmt.Errorf("looking at %s: %w", p, err)
+	found := fsat.Found{Path: p}
+	astray, err := m.astray(p)
+	if err == nil && !astray {
+		found, err = m.Host.Files.Look(p)
 	}
-	if astray, err := m.astray(p); err != nil || astray {
-		node, stat = disk.Node{}, disk.Stat{}
-		if err != nil {
-			return node, stat, err
-		}
-	}
-	if node.Kind == disk.File {
+	if err == nil && found.Kind == disk.File {
 		b := m.bases[p]
-		if b != nil && b.entry.Kind == disk.File && b.entry.SHA256 != "" && b.entry.Stat == stat {
-			node.SHA256 = b.entry.SHA256
-		} else if node, stat, err = disk.Read(real); err != nil {
-			return disk.Node{}, disk.Stat{}, fmt.Errorf("looking at %s: %w", p, err)
+		if b != nil && b.entry.Kind == disk.File && b.entry.SHA256 != "" && b.entry.Stat == found.Stat {
+			found.SHA256 = b.entry.SHA256
+		} else {
+			found, err = m.Host.Files.Read(m.ctx, p, m.most(p))
 		}
 	}
-	m.looked[p] = seen{node, stat}
-	return node, stat, nil
+	if err != nil {
+		return fsat.Found{}, fmt.Errorf("looking at %s: %w", p, err)
+	}
+	m.looked[p] = found
+	return found, nil
+}
+
+// most is the largest file that is read at a path where others than root may have
+// written it: what we left there may be as large as it is.
+func (m *maker) most(p string) int64 {
+	most := m.Settings.most()
+	if b := m.bases[p]; b != nil {
+		most = max(most, b.entry.Node.Size)
+		for _, also := range b.also {
+			most = max(most, also.Size)
+		}
+	}
+	return most
 }
 
 // astray tells whether the way to a path leads through a link that is itself
@@ -314,7 +328,7 @@ func (m *maker) astray(p string) (bool, error) {
 		if w == nil && b == nil {
 			continue
 		}
-		found, _, err := m.look(dir)
+		found, err := m.look(dir)
 		if err != nil {
 			return false, err
 		}
@@ -322,7 +336,7 @@ func (m *maker) astray(p string) (bool, error) {
 		case found.Kind != disk.Link:
 		case w != nil && w.node.Kind == disk.Link,
 			item != nil && item.Write && item.After.Kind == disk.Directory,
-			w == nil && b.entry.Origin != state.Foreign && b.matches(found):
+			w == nil && b.entry.Origin != state.Foreign && b.matches(found.Node):
 			return true, nil
 		}
 	}
@@ -331,25 +345,31 @@ func (m *maker) astray(p string) (bool, error) {
 
 // compare decides about one wanted path by the three-way table.
 func (m *maker) compare(ctx context.Context, w *want) error {
-	found, stat, err := m.look(w.path)
+	found, err := m.look(w.path)
+	if m.blocked(w.path, err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	if w.unmask {
-		m.unmask(w, found)
+		m.unmask(w, found.Node)
 		return nil
 	}
 	if found.Kind == disk.Other {
-		m.problem(w.position, "%s is a device, a socket or a pipe on this host: reconf-pull does not replace it", w.path)
+		m.refuseAt(w.path, found.Place, "is a device, a socket or a pipe on this host: reconf-pull does not replace it")
 		return nil
 	}
 	if !m.resolveOwners(ctx, w) {
 		return nil
 	}
 	b := m.bases[w.path]
-	m.leaveUnsaid(w, b, found)
-	item := &Item{Path: w.path, Before: found, After: w.node, Origin: state.Created}
-	err = m.resolveContent(ctx, w, item, b)
+	m.leaveUnsaid(w, b, &found)
+	item := &Item{Path: w.path, Before: found.Node, After: w.node, Origin: state.Created}
+	err = m.resolveContent(ctx, w, item, b, &found)
+	if m.blocked(w.path, err) {
+		return nil
+	}
 	var (
 		keys   *secret.KeyError
 		hinted interface{ Hint() string }
@@ -365,12 +385,19 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 		return nil
 	}
 	if w.node.Kind == disk.HardLink {
-		if err := m.hardLink(w, item); err != nil {
+		err := m.hardLink(w, item, &found)
+		if m.blocked(w.path, err) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
 	if err := m.decide(ctx, w, item, b); err != nil {
 		return err
+	}
+	if m.blocked(w.path, m.guard(item, b, &found)) {
+		return nil
 	}
 	if item.After.Kind == disk.File && item.After.SHA256 != "" && w.applied == nil {
 		known := b != nil && b.entry.SHA256 == item.After.SHA256 && b.entry.Source == w.source()
@@ -380,10 +407,10 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	switch {
 	case item.Action == Conflict && !item.Write: // apply.on_conflict = "keep"
 		entry = b.entry
-	case !item.Write && item.After.Equal(found):
-		entry.Stat = stat // the engine does not touch it, so it need not look again
+	case !item.Write && item.After.Equal(found.Node):
+		entry.Stat = found.Stat // the engine does not touch it, so it need not look again
 	}
-	m.next = append(m.next, entry)
+	m.next[w.path] = entry
 	if item.Action != "" {
 		m.items[w.path] = item
 	}
@@ -480,16 +507,22 @@ func encrypted(parts []desired.Content) []desired.Content {
 
 // leaveUnsaid keeps the mode and owner that the config does not say, as
 // Ignition does with what exists: those that we recorded, else those on disk.
-func (m *maker) leaveUnsaid(w *want, b *base, found disk.Node) {
-	is := found
+//
+// In somebody's place he may have made what exists so that he gets to read what is to
+// be written: it decides about no secret, and of contents that not everybody may read
+// not about their owner.
+func (m *maker) leaveUnsaid(w *want, b *base, found *fsat.Found) {
+	is, theirs := found.Node, !found.Place.Root()
 	if b != nil && b.entry.Kind == w.node.Kind {
-		is = b.entry.Node
+		is, theirs = b.entry.Node, false
 	}
-	if is.Kind != w.node.Kind {
+	if is.Kind != w.node.Kind || theirs && w.node.Secret {
 		return
 	}
 	if w.unsaid.Mode {
 		w.node.Mode = is.Mode
+	} else if theirs && w.content != nil && w.node.Mode&othersRead == 0 {
+		return
 	}
 	if w.unsaid.User {
 		w.node.UID = is.UID
@@ -498,6 +531,8 @@ func (m *maker) leaveUnsaid(w *want, b *base, found disk.Node) {
 		w.node.GID = is.GID
 	}
 }
+
+const othersRead = 0o004
 
 // source names where the bytes of a wanted file come from.
 func (w *want) source() string {
@@ -518,7 +553,7 @@ func (w *want) source() string {
 }
 
 // resolveContent fills in hash and size of a wanted file and how to open it.
-func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base) error {
+func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base, found *fsat.Found) error {
 	if w.applied != nil && w.node.SHA256 != "" {
 		item.open = func(context.Context) (io.ReadCloser, error) { return m.Stored(w.node) }
 	}
@@ -526,7 +561,7 @@ func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base
 		return nil
 	}
 	if w.content == nil {
-		return m.resolveAppend(ctx, w, item, b)
+		return m.resolveAppend(ctx, w, item, b, found)
 	}
 	parts := append([]desired.Content{*w.content}, w.appended...)
 	item.open = func(ctx context.Context) (io.ReadCloser, error) { return m.concat(ctx, parts) }
@@ -549,12 +584,12 @@ func (m *maker) resolveContent(ctx context.Context, w *want, item *Item, b *base
 
 // resolveAppend computes the pristine file plus what is appended, from the
 // kept pristine copy and never from our own result, so that it is idempotent.
-func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base) error {
+func (m *maker) resolveAppend(ctx context.Context, w *want, item *Item, b *base, found *fsat.Found) error {
 	tail, err := m.read(ctx, w.appended)
 	if err != nil {
 		return err
 	}
-	first, keep, err := m.beforeAppend(ctx, w, item.Before, b, tail)
+	first, keep, err := m.beforeAppend(ctx, w, found, b, tail)
 	if err != nil {
 		return err
 	}
@@ -607,7 +642,7 @@ func (s *several) Close() error {
 
 // beforeAppend is what the file holds without what is appended, and how the
 // engine keeps it for the next time.
-func (m *maker) beforeAppend(ctx context.Context, w *want, found disk.Node, b *base, tail []byte) ([]byte, *Pristine, error) {
+func (m *maker) beforeAppend(ctx context.Context, w *want, found *fsat.Found, b *base, tail []byte) ([]byte, *Pristine, error) {
 	p := w.path
 	node, ok, err := m.Pristine.Node(p)
 	if err != nil {
@@ -616,6 +651,9 @@ func (m *maker) beforeAppend(ctx context.Context, w *want, found disk.Node, b *b
 	if ok {
 		if node.Kind != disk.File {
 			return nil, nil, nil
+		}
+		if err := whyUnsafe(&fsat.Found{Node: node, Path: p, Place: found.Place, Links: 1}, w.node); err != nil {
+			return nil, nil, err
 		}
 		r, err := m.Pristine.Open(p)
 		if err != nil {
@@ -627,7 +665,7 @@ func (m *maker) beforeAppend(ctx context.Context, w *want, found disk.Node, b *b
 	if b != nil && b.entry.Origin != state.Foreign || found.Kind != disk.File {
 		return nil, nil, nil // nothing was there before us
 	}
-	data, err := m.Host.ReadFile(p)
+	data, err := m.readWhole(p, found.Node, w.node)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -648,6 +686,30 @@ func (m *maker) beforeAppend(ctx context.Context, w *want, found disk.Node, b *b
 		return data, &Pristine{Bytes: -1, Vendor: vendor}, nil
 	}
 	return data, &Pristine{Bytes: -1}, nil
+}
+
+// readWhole reads the file that something is appended to, as it was looked at.
+func (m *maker) readWhole(p string, looked, wanted disk.Node) ([]byte, error) {
+	if most := m.Settings.most(); looked.Size > most {
+		return nil, fmt.Errorf("it has %d bytes, and something is appended to files of at most %d (translate.max_file)", looked.Size, most)
+	}
+	f, err := m.Host.Files.Open(m.ctx, p, m.most(p))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := whyUnsafe(&f.Found, wanted); err != nil {
+		return nil, err
+	}
+	return f.Whole()
+}
+
+// whyUnsafe is why what stands at a path must not become, as it is, what is wanted there.
+func whyUnsafe(found *fsat.Found, wanted disk.Node) error {
+	if why := found.Unsafe(wanted); why != "" {
+		return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: why}
+	}
+	return nil
 }
 
 // pristine asks for a copy of what is there unless there is one.
@@ -673,12 +735,12 @@ func (m *maker) unmask(w *want, found disk.Node) {
 		}
 		m.items[w.path] = item
 		if item.Origin == state.Foreign {
-			m.next = append(m.next, state.Entry{Path: w.path, Origin: state.Foreign})
+			m.next[w.path] = state.Entry{Path: w.path, Origin: state.Foreign}
 		}
 		return
 	}
 	if b != nil && b.entry.Kind == disk.Absent {
-		m.next = append(m.next, b.entry)
+		m.next[w.path] = b.entry
 		return
 	}
 	if b != nil {
@@ -689,7 +751,7 @@ func (m *maker) unmask(w *want, found disk.Node) {
 
 // hardLink tells a link that is there already from one that has to be made. A
 // hard link to one is a hard link to the file behind it.
-func (m *maker) hardLink(w *want, item *Item) error {
+func (m *maker) hardLink(w *want, item *Item, found *fsat.Found) error {
 	target := w.node.Target
 	for range m.wants {
 		if next := m.wants[target]; next == nil || next.node.Kind != disk.HardLink {
@@ -698,35 +760,29 @@ func (m *maker) hardLink(w *want, item *Item) error {
 		target = m.wants[target].node.Target
 	}
 	item.After.Target = target
-	var kind disk.Kind
+	theirs, err := m.look(target)
+	if err != nil {
+		return err
+	}
+	kind := theirs.Kind
 	if named := m.wants[target]; named != nil && !named.unmask {
 		kind = named.node.Kind
-	} else {
-		node, _, err := m.look(target)
-		if err != nil {
-			return err
-		}
-		kind = node.Kind
 	}
-	if kind != disk.File {
+	switch blocked := m.items[target]; {
+	case kind != disk.File:
 		m.problem(w.position, "%s is to be a hard link to %s, which is not a file on this host and not in this config", w.path, target)
 		return nil
-	}
-	if m.mountOf(w.path) != m.mountOf(target) {
-		m.problem(w.position, "%s is to be a hard link to %s, which lies on another file system", w.path, target)
+	case found.Place.Root() && !theirs.Place.Root():
+		return &fsat.BlockedError{Path: w.path, Place: theirs.Place, Reason: "it would be a name for " + target + ", which somebody else than root may change"}
+	case blocked != nil && blocked.Action == Blocked:
+		return &fsat.BlockedError{Path: w.path, Place: *blocked.Place, Reason: fmt.Sprintf("%s is blocked: %s", target, blocked.Note)}
+	case m.mountOf(w.path) != m.mountOf(target):
+		m.refuseAt(w.path, found.Place, fmt.Sprintf("is to be a hard link to %s, which lies on another file system", target))
 		return nil
-	}
-	_, mine, err := m.look(w.path)
-	if err != nil {
-		return err
-	}
-	_, theirs, err := m.look(target)
-	if err != nil {
-		return err
 	}
 	// A target that is rewritten gets a new inode, so the link is made again.
 	rewritten := m.items[target] != nil && m.items[target].NeedsContent()
-	if item.Before.Kind == disk.File && mine.Inode == theirs.Inode && mine.Inode != 0 && !rewritten {
+	if item.Before.Kind == disk.File && found.SameFile(&theirs) && !rewritten {
 		item.Before = disk.Node{Kind: disk.HardLink, Target: target, UID: item.After.UID, GID: item.After.GID}
 	}
 	return nil
@@ -741,15 +797,19 @@ func (m *maker) linked() error {
 		if !item.Write || item.Before.Kind != disk.File || b == nil || b.entry.Kind != disk.HardLink {
 			continue
 		}
-		_, mine, err := m.look(item.Path)
+		mine, err := m.look(item.Path)
 		if err != nil {
 			return err
 		}
-		_, theirs, err := m.look(b.entry.Target)
+		theirs, err := m.look(b.entry.Target)
+		var blocked *fsat.BlockedError
+		if errors.As(err, &blocked) {
+			continue // it is another file by now
+		}
 		if err != nil {
 			return err
 		}
-		if mine.Inode == theirs.Inode {
+		if mine.SameFile(&theirs) {
 			item.Linked = b.entry.Target
 		}
 	}

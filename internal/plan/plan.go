@@ -13,6 +13,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/service"
 	"github.com/reconf-pull/reconf-pull/internal/state"
 )
@@ -32,6 +33,7 @@ const (
 	Keep     Action = "keep"    // it leaves the manifest and stays on disk
 	Record   Action = "record"  // the disk has it already
 	Migrate  Action = "migrate" // no plan's: an *.sls migration changed it
+	Blocked  Action = "blocked" // somebody keeps it from being looked at or changed in a place of his
 )
 
 // Item is one path of the plan.
@@ -49,6 +51,16 @@ type Item struct {
 	// Pristine asks the engine to keep what is there before it is replaced.
 	Pristine *Pristine `json:"pristine,omitempty"`
 	Note     string    `json:"note,omitempty"`
+	// Place is whose place it lies in, or will lie in; nil in root's.
+	Place *fsat.Place `json:"place,omitempty"`
+	// Anew: a file in somebody's place is written although it has its bytes, because
+	// what is there must not get its owner or mode.
+	Anew bool `json:"anew,omitempty"`
+	// Inode is the directory in somebody's place that may get its owner and mode.
+	Inode uint64 `json:"inode,omitempty"`
+	// Base is what the manifest has of a path in somebody's place, nil where nothing is
+	// managed there: it stays known if the engine finds the path blocked.
+	Base *state.Entry `json:"base,omitempty"`
 
 	// open reads the wanted bytes of a file; the pin stores them by hash.
 	open func(context.Context) (io.ReadCloser, error)
@@ -68,7 +80,7 @@ func (i *Item) IsParent() bool { return i.Origin == state.Parent }
 // NeedsContent tells whether the engine needs the bytes of After: not for a
 // change of owner or mode alone.
 func (i *Item) NeedsContent() bool {
-	return i.Write && i.After.Kind == disk.File && i.After.SHA256 != "" && !i.After.SameContent(i.Before)
+	return i.Write && i.After.Kind == disk.File && i.After.SHA256 != "" && (i.Anew || !i.After.SameContent(i.Before))
 }
 
 // Content is the bytes of one managed file.
@@ -136,6 +148,17 @@ func (p *Plan) TouchesUnits() bool {
 	return e.Reload || len(p.Units)+len(p.Stopped)+len(e.Early)+len(e.Touches) > 0
 }
 
+// Blocked are the paths that are left as they are because somebody blocks them.
+func (p *Plan) Blocked() []Item {
+	var blocked []Item
+	for i := range p.Items {
+		if p.Items[i].Action == Blocked {
+			blocked = append(blocked, p.Items[i])
+		}
+	}
+	return blocked
+}
+
 // Changed are the paths that the engine writes or removes, in the plan's order.
 func (p *Plan) Changed() []string {
 	var paths []string
@@ -160,6 +183,9 @@ type Settings struct {
 	PruneModified    bool
 	AllowMassRemoval bool
 	CorrectDrift     bool
+	// MaxFile is how many bytes are read at most of a file that others than root may
+	// have written (translate.max_file), 64 MiB where it is 0.
+	MaxFile int64
 	// OtherOS: another OS deployment was booted, which may have brought an older
 	// /etc. What differs is no drift and is replaced, with the local version kept.
 	OtherOS bool
@@ -168,6 +194,13 @@ type Settings struct {
 	Protected []string
 	// Own are the agent's configuration and binary, which are never pruned.
 	Own []string
+}
+
+func (s *Settings) most() int64 {
+	if s.MaxFile == 0 {
+		return fsat.Most
+	}
+	return s.MaxFile
 }
 
 // Contents opens what the host config names.

@@ -21,6 +21,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -324,12 +325,14 @@ func (c planCase) run(t *testing.T) {
 func snapshot(t *testing.T, root string) map[string]disk.Node {
 	t.Helper()
 	all := map[string]disk.Node{}
+	files := fsat.New("/")
+	defer files.Forget()
 	err := filepath.WalkDir(root, func(p string, _ os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		node, _, err := disk.Read(p)
-		all[p] = node
+		found, err := files.Read(t.Context(), p, fsat.Most)
+		all[p] = found.Node
 		return err
 	})
 	if err != nil {
@@ -920,7 +923,7 @@ func TestClosedPlaces(t *testing.T) {
 func TestDrifted(t *testing.T) {
 	const all = "file /etc/same v\nfile /etc/text mine\nfile:0600 /etc/mode v\nlink /etc/link mine\nfile /etc/touched filled\nhard /etc/hard /etc/same\nlink /etc/hardgone x\nfile /etc/parent v"
 	w := newWorld(t, "created file /etc/same v\ncreated file /etc/text v\ncreated file /etc/mode v\ncreated link /etc/link x\ncreated touch /etc/touched\ncreated hard /etc/hard /etc/same\ncreated hard /etc/hardgone /etc/same\ncreated file /etc/gone v\nparent dir /etc/parent\nforeign absent /etc/absent", all, "")
-	got, err := plan.Drifted(w.in.Host, w.in.Manifest)
+	got, _, err := plan.Drifted(t.Context(), w.in.Host, w.in.Manifest)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
 	"github.com/reconf-pull/reconf-pull/internal/engine/salt"
-	"github.com/reconf-pull/reconf-pull/internal/host"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/run"
 	"github.com/reconf-pull/reconf-pull/internal/source"
@@ -372,8 +372,10 @@ func words(t *testing.T, root string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
 	first := map[uint64]string{}
+	files := fsat.New(root)
+	defer files.Forget()
 	walk(t, root, func(p string, st *unix.Stat_t) error {
-		n, _, err := disk.Read(filepath.Join(root, p))
+		n, err := files.Read(t.Context(), p, fsat.Most)
 		text := fmt.Sprintf("%s %04o %d:%d", n.Kind, n.Mode, n.UID, n.GID)
 		switch n.Kind {
 		case disk.Link:
@@ -573,7 +575,7 @@ func (s *standIn) leave(changes map[string]string, files string) error {
 		// A hard link to a file that was there is told the other way round when its
 		// name is the first of the two.
 		first := slices.IndexFunc(paths, func(q string) bool {
-			now, err := disk.At(host.New(s.w.root), q)
+			now, err := s.look(q)
 			return changes[q] == "hardlink "+p && err == nil && strings.HasSuffix(changes[p], now.SHA256) && now.Kind == disk.File
 		})
 		switch {
@@ -596,6 +598,13 @@ func (s *standIn) leave(changes map[string]string, files string) error {
 	return nil
 }
 
+// look is what stands at a path of the root.
+func (s *standIn) look(p string) (fsat.Found, error) {
+	files := fsat.New(s.w.root)
+	defer files.Forget()
+	return files.Read(s.w.t.Context(), p, fsat.Most)
+}
+
 func (s *standIn) make(real, text, files string) error {
 	kind, rest, _ := strings.Cut(text, " ")
 	if kind == "hardlink" {
@@ -612,7 +621,7 @@ func (s *standIn) make(real, text, files string) error {
 	if len(words) == 3 {
 		data = words[2]
 	}
-	now, _, err := disk.Read(real)
+	now, err := s.look(strings.TrimPrefix(real, s.w.root))
 	if err != nil {
 		return err
 	}

@@ -118,8 +118,9 @@ type Outcome struct {
 	Generation int               `json:"generation"`
 	Finished   string            `json:"finished,omitempty"` // the change of an earlier run that this one completed
 	Drift      []string          `json:"drift,omitempty"`
-	Signer     string            `json:"signer,omitempty"` // of the commit, where one is asked for
-	Stale      string            `json:"stale,omitempty"`  // the older commit that the remote is at
+	Blocked    []state.Blocked   `json:"blocked,omitempty"` // paths that somebody keeps from being managed
+	Signer     string            `json:"signer,omitempty"`  // of the commit, where one is asked for
+	Stale      string            `json:"stale,omitempty"`   // the older commit that the remote is at
 	Suspended  *state.Suspension `json:"suspended,omitempty"`
 	Retired    fleet.Retirement  `json:"retired,omitempty"`
 	Duration   time.Duration     `json:"duration_ns"`
@@ -247,6 +248,7 @@ func (r *Reconciler) Run(ctx context.Context) (Outcome, error) {
 	if held := r.Update.State.HeldOSWork; held != nil {
 		out.Aside = errors.Join(out.Aside, &OSWorkHeldError{*held})
 	}
+	r.nameBlocked(&out)
 	out.Duration, out.Phases = r.Host.Now().Sub(started), r.phases
 	r.remember(started, out, err)
 	return out, err
@@ -357,7 +359,7 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 		}
 		// They were damaged: it is made anew from its source.
 	}
-	reasons, err := r.reasons(string(id.Digest), out)
+	reasons, err := r.reasons(ctx, string(id.Digest), out)
 	if err != nil {
 		return nil, err
 	}
@@ -377,7 +379,12 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 			return nil, err
 		}
 	}
-	return r.propose(ctx, rev, tree, hc, reasons, due)
+	prop, err := r.propose(ctx, rev, tree, hc, reasons, due)
+	if err == nil && slices.Equal(reasons, []string{unblocked}) && r.stillBlocked(prop.Plan) {
+		out.Result, out.Generation = UpToDate, st.Applied.Generation
+		return nil, r.rememberRef(rev.Ref)
+	}
+	return prop, err
 }
 
 // again goes on with a change that failed, once its back-off has passed.
@@ -507,7 +514,7 @@ func (r *Reconciler) bringBack(ctx context.Context, out *Outcome) error {
 // standingCandidate is what the host itself asks for, nil when there is nothing
 // to do.
 func (r *Reconciler) standingCandidate(ctx context.Context, out *Outcome) (*Proposal, error) {
-	reasons, err := r.standing(out)
+	reasons, err := r.standing(ctx, out)
 	if err != nil {
 		return nil, err
 	}
@@ -582,7 +589,7 @@ func (r *Reconciler) hostConfig(tree source.Tree) (*fleet.HostConfig, error) {
 
 // reasons are why there is something to do; none means that the host is up to
 // date.
-func (r *Reconciler) reasons(digest string, out *Outcome) ([]string, error) {
+func (r *Reconciler) reasons(ctx context.Context, digest string, out *Outcome) ([]string, error) {
 	st := r.Update.State
 	if st.Applied == nil {
 		return []string{"first run"}, nil
@@ -597,12 +604,15 @@ func (r *Reconciler) reasons(digest string, out *Outcome) ([]string, error) {
 	if len(reasons) > 0 && r.Host.Deployment() == st.Applied.Deployment {
 		return reasons, nil // the plan looks at every path anyway
 	}
-	standing, err := r.standing(out)
+	standing, err := r.standing(ctx, out)
+	if r.tryBlocked() {
+		standing = append(standing, unblocked)
+	}
 	return append(reasons, standing...), err
 }
 
 // standing are the reasons that lie with the host alone.
-func (r *Reconciler) standing(out *Outcome) ([]string, error) {
+func (r *Reconciler) standing(ctx context.Context, out *Outcome) ([]string, error) {
 	if deployment := r.Host.Deployment(); deployment != r.Update.State.Applied.Deployment {
 		return []string{fmt.Sprintf("another OS deployment is booted (%s)", deployment)}, nil
 	}
@@ -610,8 +620,13 @@ func (r *Reconciler) standing(out *Outcome) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if out.Drift, err = plan.Drifted(r.Host, manifest); err != nil {
+	drifted, blocked, err := plan.Drifted(ctx, r.Host, manifest)
+	if err != nil {
 		return nil, err
+	}
+	out.Drift, out.Blocked = drifted, nil
+	for _, one := range blocked {
+		out.Blocked = append(out.Blocked, state.Blocked{Path: one.Path, Place: one.Place, Reason: one.Reason})
 	}
 	if len(out.Drift) > 0 && r.Settings.CorrectDrift {
 		return []string{fmt.Sprintf("%d paths drifted", len(out.Drift))}, nil
@@ -650,7 +665,7 @@ func (r *Reconciler) ProposeTree(ctx context.Context, rev source.Revision, tree 
 	if hc.Retired == fleet.Retired {
 		return &Proposal{Revision: rev, Host: hc.Name, Digest: string(hc.Digest), Retired: hc.Retired, Plan: &plan.Plan{}}, nil
 	}
-	reasons, err := r.reasons(string(hc.Digest), &Outcome{})
+	reasons, err := r.reasons(ctx, string(hc.Digest), &Outcome{})
 	if err != nil {
 		return nil, err
 	}
@@ -722,6 +737,7 @@ func (r *Reconciler) plan(ctx context.Context, prop *Proposal, in plan.Input) (e
 	defer r.timed(&r.phases.Plan)()
 	prop.Deployment = r.Host.Deployment()
 	in.Host, in.Accounts, in.OnChange = r.Host, r.Accounts, r.OnChange
+	in.Later = r.notYet(prop.Digest)
 	in.Pristine, in.Settings = state.Pristine{Dir: r.Dirs.Pristine(), Secrets: r.Update.Secrets}, r.Settings
 	in.Settings.Watches = append(slices.Clone(r.Settings.Watches), prop.Watches...)
 	if prop.Retired == fleet.RetiredRemove {
@@ -904,6 +920,9 @@ type Last struct {
 	// remote is at.
 	Refused *Refused `json:"refused,omitempty"`
 	Stale   string   `json:"stale,omitempty"`
+	// Blocked are paths that somebody keeps from being managed. What is in their way is
+	// for root alone: see state.LastBlocked.
+	Blocked []string `json:"blocked,omitempty"`
 	// Waiting is what a later run will do, and what that waits for.
 	Waiting string `json:"waiting,omitempty"`
 }
@@ -918,7 +937,10 @@ func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
 	if errors.As(failed, &refused) {
 		last.Refused = &refused.Refused
 	}
-	switch failed := errors.Join(failed, out.Aside); {
+	for i := range out.Blocked {
+		last.Blocked = append(last.Blocked, out.Blocked[i].Path)
+	}
+	switch failed := errors.Join(failed, withoutBlocked(out.Aside)); {
 	case failed == nil:
 	case Waits(failed):
 		last.Waiting = failed.Error()
@@ -929,7 +951,7 @@ func (r *Reconciler) remember(started time.Time, out Outcome, failed error) {
 	if err == nil {
 		err = atomicfile.WriteVolatile(r.Dirs.Last(), append(data, '\n'), 0o644)
 	}
-	if err != nil {
+	if err = errors.Join(err, state.WriteLastBlocked(r.Dirs, out.Blocked)); err != nil {
 		r.Log.Warnf("writing down the last check: %v", err)
 	}
 }

@@ -50,7 +50,7 @@ func Summary(p *plan.Plan) string {
 		if item.Origin == state.Parent && item.Write {
 			continue // directories made along the way are not what a person asked for
 		}
-		if item.Write || slices.Contains([]plan.Action{plan.Drift, plan.Keep, plan.Conflict}, item.Action) {
+		if item.Write || slices.Contains([]plan.Action{plan.Drift, plan.Keep, plan.Conflict, plan.Blocked}, item.Action) {
 			counts[item.Action]++
 		}
 	}
@@ -60,7 +60,7 @@ func Summary(p *plan.Plan) string {
 		text   string
 	}{
 		{plan.Create, "to create"}, {plan.Update, "to update"}, {plan.Adopt, "to adopt"}, {plan.Conflict, "in conflict"},
-		{plan.Remove, "to remove"}, {plan.Restore, "to restore"}, {plan.Drift, "drifted"}, {plan.Keep, "left behind"},
+		{plan.Remove, "to remove"}, {plan.Restore, "to restore"}, {plan.Drift, "drifted"}, {plan.Keep, "left behind"}, {plan.Blocked, "blocked"},
 	} {
 		if n := counts[one.action]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, one.text))
@@ -231,7 +231,7 @@ func sign(item *plan.Item) (string, string) {
 		return "~", yellow
 	case plan.Remove:
 		return "-", red
-	case plan.Conflict, plan.Drift, plan.Keep:
+	case plan.Conflict, plan.Drift, plan.Keep, plan.Blocked:
 		return "!", red
 	default:
 		return "", ""
@@ -242,6 +242,8 @@ func describe(item *plan.Item) string {
 	var parts []string
 	before, after := item.Before, item.After
 	switch {
+	case item.Action == plan.Blocked:
+		return fmt.Sprintf(" (blocked: %s; in %s)", item.Note, item.Place)
 	case item.Action == plan.Create && after.Kind == disk.Directory:
 		parts = append(parts, fmt.Sprintf("directory %04o", after.Mode))
 	case item.Action == plan.Create && after.Kind == disk.File:
@@ -332,7 +334,7 @@ func (t *PlanText) before(item *plan.Item) ([]byte, error) {
 	if item.Before.Kind != disk.File || item.Before.Size > most {
 		return nil, nil
 	}
-	return t.Host.ReadFile(item.Path)
+	return t.Host.Files.ReadFile(item.Path, most)
 }
 
 func after(ctx context.Context, item *plan.Item) ([]byte, error) {
@@ -412,6 +414,7 @@ func Shown(p *plan.Plan) *plan.Plan {
 	shown := *p
 	shown.Items = append([]plan.Item{}, p.Items...)
 	for i := range shown.Items {
+		shown.Items[i].Base = nil // the state's
 		for _, node := range []*disk.Node{&shown.Items[i].Before, &shown.Items[i].After} {
 			if node.Kind == disk.File && (node.Mode&others == 0 || shown.Items[i].Secret()) {
 				node.SHA256, node.Size = "", 0

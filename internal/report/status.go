@@ -41,16 +41,18 @@ type Status struct {
 	Reboot *state.Reboot `json:"reboot_pending,omitempty"`
 	Spent  string        `json:"reboots_spent,omitempty"`
 	// Windows are reboot.windows; Opens is the next opening, zero while one is open.
-	Windows   []string           `json:"windows,omitempty"`
-	Opens     time.Time          `json:"window_opens,omitzero"`
-	Lock      *state.FleetLock   `json:"fleet_lock,omitempty"`
-	Suspended *state.Suspension  `json:"suspended,omitempty"`
-	Last      *reconcile.Last    `json:"last,omitempty"`
-	Managed   int                `json:"managed_paths"`
-	Notes     []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
-	Next      string             `json:"next"`
-	Source    string             `json:"source,omitempty"`
-	Subject   *source.CommitInfo `json:"commit,omitempty"`
+	Windows   []string          `json:"windows,omitempty"`
+	Opens     time.Time         `json:"window_opens,omitzero"`
+	Lock      *state.FleetLock  `json:"fleet_lock,omitempty"`
+	Suspended *state.Suspension `json:"suspended,omitempty"`
+	Last      *reconcile.Last   `json:"last,omitempty"`
+	// Blocked are paths that somebody keeps from being managed, as the last run saw it.
+	Blocked []state.Blocked    `json:"blocked,omitempty"`
+	Managed int                `json:"managed_paths"`
+	Notes   []string           `json:"notes,omitempty"` // conflicts and what was left behind by the last change
+	Next    string             `json:"next"`
+	Source  string             `json:"source,omitempty"`
+	Subject *source.CommitInfo `json:"commit,omitempty"`
 	// Verified is the newest verified commit of the branch that is followed: the
 	// next one has to descend from it.
 	Verified *state.Mark `json:"verified,omitempty"`
@@ -76,7 +78,7 @@ func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status
 	if errors.Is(err, os.ErrPermission) && last != nil {
 		// The state is for root alone; what the last run found is for everybody.
 		s := &Status{Schema: StatusSchema, Engine: "native", Last: last, Health: Healthy, Next: "ask root for the rest: sudo reconf-pull status"}
-		if last.Error != "" {
+		if last.Error != "" || len(last.Blocked) > 0 {
 			s.Health = Failing
 		}
 		return s, nil
@@ -106,6 +108,12 @@ func ReadStatus(dirs state.Dirs, windows window.Windows, now time.Time) (*Status
 	}
 	if s.Suspended, err = state.Suspended(dirs, now); err != nil {
 		return nil, err
+	}
+	if s.Blocked, err = state.LastBlocked(dirs); err != nil {
+		return nil, err
+	}
+	if s.Blocked == nil && last == nil && st.Applied != nil { // no run since the boot
+		s.Blocked = st.Applied.Blocked
 	}
 	if st.Applied != nil {
 		dir := dirs.Generation(st.Applied.Generation)
@@ -172,6 +180,8 @@ func (s *Status) judge() {
 		s.Health, s.Next = Failing, s.Last.Refused.Hint
 	case s.Last != nil && s.Last.Error != "":
 		s.Health, s.Next = Failing, "see the error above; every run tries again"
+	case len(s.Blocked) > 0:
+		s.Health, s.Next = Failing, "have the owner of the place remove what is in the way: every run looks again, and everything else is applied"
 	case s.Suspended != nil:
 		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:
@@ -287,6 +297,9 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 	}
 	if s.Lock != nil {
 		row("lock", "%s", s.Lock)
+	}
+	for i := range s.Blocked {
+		row("blocked", "%s", &s.Blocked[i])
 	}
 	for _, note := range s.Notes {
 		row("note", "%s", note)

@@ -18,10 +18,12 @@ import (
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
+
+	"github.com/reconf-pull/reconf-pull/internal/disk"
 )
 
 // Suffix ends the names of encrypted files.
-const Suffix = ".age"
+const Suffix = disk.Encrypted
 
 // NoIdentityError is a file that none of this host's private keys decrypts.
 type NoIdentityError struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -60,6 +61,21 @@ func (m *Manifest) Lookup() map[string]*Entry {
 		byPath[m.Entries[i].Path] = &m.Entries[i]
 	}
 	return byPath
+}
+
+// Revert puts entries back to what they were before a change; nil is that there was
+// none.
+func (m *Manifest) Revert(before map[string]*Entry) {
+	m.Entries = slices.DeleteFunc(m.Entries, func(e Entry) bool {
+		_, reverted := before[e.Path]
+		return reverted
+	})
+	for _, entry := range before {
+		if entry != nil {
+			m.Entries = append(m.Entries, *entry)
+		}
+	}
+	slices.SortFunc(m.Entries, func(a, b Entry) int { return strings.Compare(a.Path, b.Path) })
 }
 
 // The manifest's file: tab-separated lines with csv quoting (RFC 4180), read on

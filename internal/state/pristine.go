@@ -12,6 +12,7 @@ import (
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/secret"
 )
 
@@ -107,9 +108,13 @@ func (p Pristine) write(path string, r io.Reader, encrypted bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if encrypted {
+	managed, ok := r.(*fsat.File)
+	switch {
+	case encrypted:
 		err = p.Secrets.Encrypt(f, r)
-	} else {
+	case ok:
+		err = managed.CopyTo(f, sha256.New()) // it may have holes
+	default:
 		_, err = io.Copy(f, r)
 	}
 	if err != nil {

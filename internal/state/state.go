@@ -144,6 +144,8 @@ type Applied struct {
 	Digest     string    `json:"digest"`
 	Deployment string    `json:"deployment,omitempty"`
 	Time       time.Time `json:"time"`
+	// Blocked are paths of its config that it does not have yet.
+	Blocked []Blocked `json:"blocked,omitempty"`
 }
 
 // Status is where a task stands.

@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/coreos/go-systemd/v22/unit"
 
+	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 )
 
@@ -159,20 +159,16 @@ func (o Offline) find(name string) (file, target string, err error) {
 		}
 		for _, dir := range searchPath {
 			file := dir + "/" + candidate
-			info, err := o.lstat(file)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
+			found, err := o.Host.Files.Look(file)
 			if err != nil {
 				return "", "", err
 			}
 			switch {
-			case info.Mode()&fs.ModeSymlink != 0:
-				target, err := o.readlink(file)
-				return file, target, err
-			case info.Mode().IsRegular() && info.Size() == 0:
+			case found.Kind == disk.Link:
+				return file, absolute(file, found.Target), nil
+			case found.Kind == disk.File && found.Size() == 0:
 				return file, "/dev/null", nil // an empty file masks, too
-			case info.Mode().IsRegular():
+			case found.Kind == disk.File:
 				return file, "", nil
 			}
 		}
@@ -180,41 +176,27 @@ func (o Offline) find(name string) (file, target string, err error) {
 	return "", "", nil
 }
 
-// readlink is the absolute target of a link, inside the root.
-func (o Offline) readlink(file string) (string, error) {
-	real, err := o.Host.Path(file)
-	if err != nil {
-		return "", err
-	}
-	target, err := os.Readlink(real)
-	if err != nil {
-		return "", err
-	}
+// absolute is the target of a link as an absolute path, inside the root.
+func absolute(link, target string) string {
 	if !path.IsAbs(target) {
-		target = path.Join(path.Dir(file), target)
+		target = path.Join(path.Dir(link), target)
 	}
-	return path.Clean(target), nil
+	return path.Clean(target)
 }
 
-func (o Offline) lstat(file string) (fs.FileInfo, error) {
-	real, err := o.Host.Path(file)
-	if err != nil {
-		return nil, err
-	}
-	return os.Lstat(real)
-}
-
-func (o Offline) readDir(dir string) ([]fs.DirEntry, error) {
-	// Path does not follow the last element, and a link to a directory counts.
-	real, err := o.Host.Path(dir + "/entry")
-	if err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(path.Dir(real))
+// readDir are the names in a directory, in their order; none where there is no
+// directory.
+func (o Offline) readDir(dir string) ([]string, error) {
+	var names []string
+	err := o.Host.Files.Names(dir, func(name string) bool {
+		names = append(names, name)
+		return true
+	})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	return entries, err
+	slices.Sort(names)
+	return names, err
 }
 
 // readInstall reads [Install] from the unit's file and from its drop-ins.
@@ -266,13 +248,13 @@ func (o Offline) dropins(name string, shared bool) ([]string, error) {
 	}
 	found := map[string]string{}
 	add := func(dir string) error {
-		entries, err := o.readDir(dir)
+		names, err := o.readDir(dir)
 		if err != nil {
 			return err
 		}
-		for _, entry := range entries {
-			if base := entry.Name(); found[base] == "" && path.Ext(base) == ".conf" {
-				found[base] = dir + "/" + base
+		for _, name := range names {
+			if found[name] == "" && path.Ext(name) == ".conf" {
+				found[name] = dir + "/" + name
 			}
 		}
 		return nil
@@ -294,7 +276,7 @@ func (o Offline) dropins(name string, shared bool) ([]string, error) {
 	}
 	var files []string
 	for _, file := range found {
-		if target, err := o.readlink(file); err == nil && target == "/dev/null" {
+		if here, err := o.Host.Files.Look(file); err == nil && here.Kind == disk.Link && absolute(file, here.Target) == "/dev/null" {
 			continue // masked
 		}
 		files = append(files, file)
@@ -537,21 +519,21 @@ func (o Offline) Unlinks(name string) ([]string, error) {
 
 // symlinks are the ones in a directory of units and in its directories.
 func (o Offline) symlinks(dir string) ([]Link, error) {
-	entries, err := o.readDir(dir)
+	names, err := o.readDir(dir)
 	if err != nil {
 		return nil, err
 	}
 	var links []Link
-	for _, entry := range entries {
-		file := dir + "/" + entry.Name()
+	for _, name := range names {
+		file := dir + "/" + name
+		found, err := o.Host.Files.Look(file)
+		if err != nil {
+			return nil, err
+		}
 		switch {
-		case entry.Type()&fs.ModeSymlink != 0:
-			target, err := o.readlink(file)
-			if err != nil {
-				return nil, err
-			}
-			links = append(links, Link{Path: file, Target: target})
-		case entry.IsDir() && path.Dir(file) == dir && slices.Contains(searchPath, dir):
+		case found.Kind == disk.Link:
+			links = append(links, Link{Path: file, Target: absolute(file, found.Target)})
+		case found.Kind == disk.Directory && path.Dir(file) == dir && slices.Contains(searchPath, dir):
 			more, err := o.symlinks(file)
 			if err != nil {
 				return nil, err
@@ -639,7 +621,7 @@ func (o Offline) IsEnabled(name string) (bool, error) {
 // that enables it.
 func (o Offline) Exists(name string) bool {
 	if own := TemplateOf(name); own != "" {
-		if _, err := o.lstat(configDir + "/" + name); err == nil {
+		if o.Host.Files.Exists(configDir + "/" + name) {
 			return true
 		}
 		state, err := o.State(name)

@@ -4,14 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"path"
-	"path/filepath"
+	"syscall"
 
 	"github.com/sirupsen/logrus"
 
-	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/service"
@@ -104,32 +104,40 @@ func (o *Offline) enable(unit string) error {
 }
 
 // link puts a symbolic link in place durably, over whatever link is there.
-func (o *Offline) link(link systemd.Link) (err error) {
-	real, err := o.Host.Path(link.Path)
-	if err != nil {
+func (o *Offline) link(link systemd.Link) error {
+	files, dir := o.Host.Files, path.Dir(link.Path)
+	if now, err := files.Look(link.Path); err != nil || now.Kind == disk.Link && now.Target == link.Target {
 		return err
 	}
-	if now, _, err := disk.Look(real); err != nil || now.Kind == disk.Link && now.Target == link.Target {
+	if err := o.mkdir(dir); err != nil {
 		return err
 	}
-	dir := filepath.Dir(real)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	temp := filepath.Join(dir, "."+filepath.Base(real)+".reconf")
-	err = os.Remove(temp)
-	if err == nil || errors.Is(err, os.ErrNotExist) {
-		err = os.Symlink(link.Target, temp)
-	}
+	temp := "." + path.Base(link.Path) + ".reconf"
+	made, err := files.Symlink(link.Path, temp, link.Target, fsat.Attributes{})
 	if err == nil {
-		err = os.Rename(temp, real)
+		_, err = files.Rename(link.Path, temp, made)
 	}
 	if err != nil {
 		// A directory without links would be nobody's: only a link tells whose it was.
-		_ = os.Remove(temp)
-		return errors.Join(err, o.removeEmpty(path.Dir(link.Path)))
+		_ = files.RemoveBeside(link.Path, temp)
+		return errors.Join(err, o.removeEmpty(dir))
 	}
-	return errors.Join(atomicfile.SyncDir(dir), atomicfile.SyncDir(filepath.Dir(dir)))
+	return errors.Join(files.Sync(dir), files.Sync(path.Dir(dir)))
+}
+
+// mkdir makes a directory of links, and those that it lies in.
+func (o *Offline) mkdir(dir string) error {
+	found, err := o.Host.Files.Follow(dir)
+	switch {
+	case err != nil || found.Kind == disk.Directory || dir == "/":
+		return err
+	case found.Kind != disk.Absent:
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err := o.mkdir(path.Dir(dir)); err != nil {
+		return err
+	}
+	return o.Host.Files.Mkdir(dir, fsat.Attributes{Node: disk.Node{Kind: disk.Directory, Mode: 0o755}})
 }
 
 func (o *Offline) disable(units []string) error {
@@ -161,14 +169,10 @@ func (o *Offline) disable(units []string) error {
 
 // unlink removes a link and, as systemctl does, the directory that it leaves empty.
 func (o *Offline) unlink(link string) error {
-	real, err := o.Host.Path(link)
-	if err != nil {
+	if _, err := o.Host.Files.Remove(link); err != nil {
 		return err
 	}
-	if err := os.Remove(real); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := atomicfile.SyncDir(filepath.Dir(real)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := o.Host.Files.Sync(path.Dir(link)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return o.removeEmpty(path.Dir(link))
@@ -179,12 +183,12 @@ func (o *Offline) removeEmpty(dir string) error {
 	if path.Ext(dir) == "" {
 		return nil
 	}
-	real, err := o.Host.Path(dir)
-	if err != nil {
+	if found, err := o.Host.Files.Look(dir); err != nil || found.Kind != disk.Directory {
 		return err
 	}
-	if names, err := os.ReadDir(real); err == nil && len(names) == 0 {
-		return os.Remove(real)
+	_, err := o.Host.Files.Remove(dir)
+	if errors.Is(err, fsat.ErrNotEmpty) {
+		return nil
 	}
-	return nil
+	return err
 }

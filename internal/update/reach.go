@@ -1,13 +1,15 @@
 package update
 
 import (
+	"context"
 	"io"
-	"os"
 	"path"
 	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 )
 
@@ -70,16 +72,12 @@ func (u *Update) asksSource(p *plan.Plan) bool {
 
 // setsUpNetwork looks into a unit file or a program.
 func (u *Update) setsUpNetwork(file string) bool {
-	real, err := u.Host.Path(file)
-	if err != nil {
-		return false
-	}
-	info, err := os.Stat(real)
+	found, err := u.Host.Files.Follow(file)
 	unit := strings.HasPrefix(file, "/etc/systemd/system/") || strings.HasPrefix(file, "/usr/local/lib/systemd/system/") || path.Ext(file) == ".container"
-	if err != nil || !info.Mode().IsRegular() || !unit && info.Mode()&0o111 == 0 {
+	if err != nil || found.Kind != disk.File || !unit && found.Mode&0o111 == 0 {
 		return false
 	}
-	f, err := os.Open(real)
+	f, err := u.Host.Files.Open(context.Background(), found.Path, fsat.Most)
 	if err != nil {
 		return false
 	}

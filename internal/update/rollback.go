@@ -326,7 +326,7 @@ func (u *Update) applyEarlier() error {
 	}
 	u.State.Applied = &state.Applied{
 		Generation: number, Host: g.Host, Ref: g.Ref, Commit: g.Commit, Digest: g.Digest,
-		Deployment: u.Host.Deployment(), Time: u.Host.Now(),
+		Deployment: u.Host.Deployment(), Time: u.Host.Now(), Blocked: g.Blocked,
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
@@ -92,7 +93,13 @@ func (s *record) Name() string { return "record" }
 
 func (s *record) Run(ctx context.Context) error {
 	u, number := s.u, s.u.nextGeneration()
-	if err := keep(s.job, u.Dirs.Generation(number), u.generation(s.change, s.job.Plan, number)); err != nil {
+	blocked, err := u.blocked(s.job)
+	if err != nil {
+		return err
+	}
+	g := u.generation(s.change, s.job.Plan, number)
+	g.block(blocked)
+	if err := keep(s.job, u.Dirs.Generation(number), g); err != nil {
 		return err
 	}
 	before := *u.State
@@ -107,7 +114,7 @@ func (s *record) Run(ctx context.Context) error {
 	}
 	u.State.Applied = &state.Applied{
 		Generation: number, Host: s.change.Host, Ref: s.change.Ref, Commit: s.change.Commit,
-		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(),
+		Digest: s.change.Digest, Deployment: s.change.Deployment, Time: u.Host.Now(), Blocked: blocked,
 	}
 	u.State.Change, u.State.Open, u.State.Migrated = nil, nil, nil
 	if held := u.State.Held; held != nil && held.Digest == s.change.Digest {
@@ -172,6 +179,8 @@ type Generation struct {
 	// had they run.
 	Touched []string `json:"touched,omitempty"`
 	Ignored []string `json:"ignored,omitempty"`
+	// Blocked are paths that were left as they were because somebody blocked them.
+	Blocked []state.Blocked `json:"blocked,omitempty"`
 	// Result is "rolled back" where the change failed, or "failed" where nothing
 	// had been written, with the Error of its step.
 	Result string `json:"result,omitempty"`
@@ -212,6 +221,39 @@ func (u *Update) generation(c *state.Change, p *plan.Plan, number int) *Generati
 		}
 	}
 	return g
+}
+
+// block says of paths that the engine found blocked that nothing was done to them.
+func (g *Generation) block(blocked []state.Blocked) {
+	g.Blocked = blocked
+	for i := range g.Changes {
+		change := &g.Changes[i]
+		if at := slices.IndexFunc(blocked, func(b state.Blocked) bool { return b.Path == change.Path }); at >= 0 {
+			change.Action, change.Note = plan.Blocked, blocked[at].Reason
+		}
+	}
+}
+
+// blocked are the paths that a change did not get to, with how often they were tried.
+func (u *Update) blocked(job *engine.Job) ([]state.Blocked, error) {
+	all, err := state.ReadBlocked(job.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range job.Plan.Blocked() {
+		all = append(all, state.Blocked{Path: item.Path, Place: *item.Place, Reason: item.Note})
+	}
+	slices.SortFunc(all, func(a, b state.Blocked) int { return strings.Compare(a.Path, b.Path) })
+	for i := range all {
+		all[i].Tries, all[i].Tried = 1, u.Host.Now()
+		if applied := u.State.Applied; applied != nil {
+			before := slices.IndexFunc(applied.Blocked, func(b state.Blocked) bool { return b.Path == all[i].Path && b.Late })
+			if before >= 0 {
+				all[i].Tries += applied.Blocked[before].Tries
+			}
+		}
+	}
+	return all, nil
 }
 
 // WriteGeneration and ReadGeneration keep the record in a generation's directory.

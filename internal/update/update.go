@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/desired"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
@@ -293,7 +295,11 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 				return fmt.Errorf("%s: %w", item.Path, err)
 			}
 		}
-		if err := u.keepBefore(dir, i, item); err != nil {
+		err := u.keepBefore(ctx, dir, i, item)
+		var blocked *fsat.BlockedError
+		if errors.As(err, &blocked) {
+			p.Block(item, blocked)
+		} else if err != nil {
 			return fmt.Errorf("%s: %w", item.Path, err)
 		}
 	}
@@ -327,20 +333,43 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 func (u *Update) blob(n disk.Node) string { return filepath.Join(u.Dirs.Blobs(), n.Stored()) }
 
 // keepBefore copies what the change is going to replace.
-func (u *Update) keepBefore(dir string, i int, item *plan.Item) error {
+func (u *Update) keepBefore(ctx context.Context, dir string, i int, item *plan.Item) error {
 	if item.Pristine != nil {
-		if err := u.keepPristine(item); err != nil {
+		if err := u.keepPristine(ctx, item); err != nil {
 			return err
 		}
 	}
 	if !item.Write || item.Before.Kind != disk.File || item.After.SameContent(item.Before) {
 		return nil
 	}
-	real, err := u.Host.Path(item.Path)
+	dir = filepath.Join(dir, "backups")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	in, err := u.asPlanned(ctx, item, item.Path)
 	if err != nil {
 		return err
 	}
-	return u.copyFile(real, filepath.Join(dir, "backups"), engine.Backup(i, item.Before))
+	defer in.Close()
+	return u.copyFile(in, item, filepath.Join(dir, engine.Backup(i, item.Before)))
+}
+
+// asPlanned opens what stands at the path of an item. In somebody's place it has to be
+// what the plan saw: its bytes come back with that owner and mode.
+func (u *Update) asPlanned(ctx context.Context, item *plan.Item, p string) (*fsat.File, error) {
+	f, err := u.Host.Files.Open(ctx, p, max(fsat.Most, item.Before.Size))
+	if err != nil {
+		return nil, err
+	}
+	now := f.Found.Node
+	if now.SHA256 = item.Before.SHA256; p == item.Path && !f.Found.Place.Root() && !item.Before.Equal(now) {
+		return nil, errors.Join(changedMeanwhile(&f.Found), f.Close())
+	}
+	return f, nil
+}
+
+func changedMeanwhile(found *fsat.Found) error {
+	return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: "somebody changed it while its copy was made"}
 }
 
 // storeBlob writes the wanted bytes by their hash, unless they are there, and
@@ -364,7 +393,7 @@ func (u *Update) storeBlob(ctx context.Context, c plan.Content) (stored bool, er
 	if c.Secret {
 		err = u.Secrets.Encrypt(f, io.TeeReader(r, seen))
 	} else {
-		_, err = io.Copy(io.MultiWriter(f, seen), r)
+		_, err = io.Copy(io.MultiWriter(f, seen), fsat.Until(ctx, r))
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return false, errors.Join(err, os.Remove(temp))
@@ -399,71 +428,85 @@ func (u *Update) whole(n disk.Node) bool {
 
 // whole tells whether a stored file is what its name says.
 func whole(path, sum string) bool {
-	node, _, err := disk.Read(path)
-	return err == nil && node.SHA256 == sum
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	seen := sha256.New()
+	_, err = io.Copy(seen, f)
+	return err == nil && hex.EncodeToString(seen.Sum(nil)) == sum
 }
 
-func (u *Update) keepPristine(item *plan.Item) error {
+func (u *Update) keepPristine(ctx context.Context, item *plan.Item) error {
 	store := state.Pristine{Dir: u.Dirs.Pristine(), Secrets: u.Secrets}
 	from, node := item.Path, item.Before
 	if item.Pristine.Vendor != "" {
 		from = item.Pristine.Vendor
-		var err error
-		if node, err = disk.At(u.Host, from); err != nil {
+		found, err := u.Host.Files.Read(ctx, from, fsat.Most)
+		if err != nil {
 			return err
 		}
+		node = found.Node
 		node.Secret = item.Before.Secret
 	}
 	if node.Kind != disk.File {
 		return store.Keep(item.Path, node, nil)
 	}
-	real, err := u.Host.Path(from)
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(real)
+	f, err := u.asPlanned(ctx, item, from)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if item.Pristine.Bytes < 0 {
+	switch {
+	case item.Pristine.Bytes < 0 && f.Found.Place.Root():
 		return store.Keep(item.Path, node, f)
+	case item.Pristine.Bytes < 0:
+		return store.Keep(item.Path, node, &hashed{r: f, sum: sha256.New(), want: node.SHA256, found: &f.Found})
 	}
-	seen := sha256.New()
-	node.Size = item.Pristine.Bytes
-	if _, err := io.CopyN(seen, f, node.Size); err != nil {
+	var first bytes.Buffer // something is appended to it, in memory
+	if _, err := io.CopyN(&first, f, item.Pristine.Bytes); err != nil {
 		return err
 	}
-	node.SHA256 = hex.EncodeToString(seen.Sum(nil))
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
+	sum := sha256.Sum256(first.Bytes())
+	node.Size, node.SHA256 = item.Pristine.Bytes, hex.EncodeToString(sum[:])
+	return store.Keep(item.Path, node, &first)
+}
+
+// hashed reads a file of somebody's place, and fails at its end where that is not what
+// the plan saw.
+type hashed struct {
+	r     io.Reader
+	sum   hash.Hash
+	want  string
+	found *fsat.Found
+}
+
+func (h *hashed) Read(into []byte) (int, error) {
+	n, err := h.r.Read(into)
+	h.sum.Write(into[:n])
+	if errors.Is(err, io.EOF) && hex.EncodeToString(h.sum.Sum(nil)) != h.want {
+		err = changedMeanwhile(h.found)
 	}
-	return store.Keep(item.Path, node, io.LimitReader(f, node.Size))
+	return n, err
 }
 
 // copyFile makes a backup: encrypted, if its name says so.
-func (u *Update) copyFile(from, dir, name string) (err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func (u *Update) copyFile(in *fsat.File, item *plan.Item, to string) (err error) {
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if strings.HasSuffix(name, secret.Suffix) {
-		return u.Secrets.Encrypt(out, in)
+	seen := sha256.New()
+	if strings.HasSuffix(to, secret.Suffix) {
+		err = u.Secrets.Encrypt(out, io.TeeReader(in, seen))
+	} else {
+		err = in.CopyTo(out, seen)
 	}
-	// Never a hard link: a later chmod of the target would reach into the backup.
-	if err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd())); err == nil {
-		return nil
+	if err == nil && !in.Found.Place.Root() && hex.EncodeToString(seen.Sum(nil)) != item.Before.SHA256 {
+		err = changedMeanwhile(&in.Found)
 	}
-	_, err = io.Copy(out, in)
 	return err
 }
 

@@ -2,11 +2,13 @@ package update
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/pipeline"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/state"
@@ -26,7 +28,7 @@ func (u *Update) verify(ctx context.Context, change *state.Change, job *engine.J
 	if configure.Status != state.Done || configure.Attempts == 0 || configure.BootID == u.bootID() {
 		return nil
 	}
-	lost, err := u.lost(job)
+	lost, err := u.lost(ctx, job)
 	if err != nil || len(lost) == 0 {
 		return err
 	}
@@ -53,7 +55,7 @@ func (u *Update) verify(ctx context.Context, change *state.Change, job *engine.J
 }
 
 // lost are the paths that the change wrote, or removed, and that are not so.
-func (u *Update) lost(job *engine.Job) ([]string, error) {
+func (u *Update) lost(ctx context.Context, job *engine.Job) ([]string, error) {
 	entries := job.Manifest.Lookup()
 	written := &state.Manifest{}
 	var lost []string
@@ -64,7 +66,11 @@ func (u *Update) lost(job *engine.Job) ([]string, error) {
 		case item.After.Kind != disk.Absent && entry != nil:
 			written.Entries = append(written.Entries, *entry)
 		case item.Before.Kind != disk.Directory: // one that is not empty stays
-			now, err := disk.At(u.Host, item.Path)
+			now, err := u.Host.Files.Read(ctx, item.Path, max(fsat.Most, item.Before.Size))
+			var blocked *fsat.BlockedError
+			if errors.As(err, &blocked) {
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -73,6 +79,6 @@ func (u *Update) lost(job *engine.Job) ([]string, error) {
 			}
 		}
 	}
-	drifted, err := plan.Drifted(u.Host, written)
+	drifted, _, err := plan.Drifted(ctx, u.Host, written)
 	return append(lost, drifted...), err
 }

@@ -4,21 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"maps"
+	"path"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"slices"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // MakeWay does what another engine must not do, before it writes: it makes the
 // accounts that the plan's sysusers.d files declare, so that every owner is a
-// number, keeps what somebody changed since the change was pinned, and takes
-// away what stands where another kind of file is wanted, directories only when
-// they are empty. It may be called again after a crash, and its errors are those
+// number, writes what lies in somebody's place (see Theirs), keeps what somebody
+// changed since the change was pinned, and takes away what stands where another kind
+// of file is wanted, directories only when they are empty. It may be called again after a crash, and its errors are those
 // of Apply.
 func (e *Engine) MakeWay(ctx context.Context, job *engine.Job) (engine.Result, error) {
 	t := newTransaction(e, job)
@@ -31,8 +33,12 @@ func (t *transaction) makeWay(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, item := range items {
-		if err := t.keepLate(item); err != nil {
+	theirs, others := t.apart(items)
+	if err := t.writeTheirs(ctx, items, theirs); err != nil {
+		return err
+	}
+	for _, item := range others {
+		if err := t.keepLate(ctx, item); err != nil {
 			return fmt.Errorf("preparing %s: %w", item.Path, err)
 		}
 	}
@@ -40,7 +46,7 @@ func (t *transaction) makeWay(ctx context.Context) error {
 		return err
 	}
 	obstructs := Obstructs(items)
-	for _, item := range Order(items) {
+	for _, item := range Order(others) {
 		if item.After.Kind == disk.Absent && !obstructs(item) {
 			continue
 		}
@@ -51,64 +57,102 @@ func (t *transaction) makeWay(ctx context.Context) error {
 	return nil
 }
 
+// Theirs tells whether a path lies in somebody's place, or will: no other engine is
+// given it, because that opens it by its name.
+func (e *Engine) Theirs(item *plan.Item) bool {
+	if item.Place != nil {
+		return true
+	}
+	found, err := e.Host.Files.Look(item.Path)
+	var blocked *fsat.BlockedError
+	return errors.As(err, &blocked) || err == nil && !found.Place.Root()
+}
+
+// apart parts what lies in somebody's place from the others.
+func (t *transaction) apart(items []*plan.Item) (theirs, others []*plan.Item) {
+	for _, item := range items {
+		if t.Theirs(item) {
+			theirs = append(theirs, item)
+		} else {
+			others = append(others, item)
+		}
+	}
+	return theirs, others
+}
+
+// writeTheirs writes what lies in somebody's place, and the directories of the plan
+// that this lies in.
+func (t *transaction) writeTheirs(ctx context.Context, items, theirs []*plan.Item) error {
+	if len(theirs) == 0 {
+		return state.SaveBlocked(t.job.Dir, nil)
+	}
+	above := map[string]bool{}
+	for _, item := range theirs {
+		above[item.Path] = true
+		for dir := path.Dir(item.Path); dir != "/"; dir = path.Dir(dir) {
+			above[dir] = true
+		}
+	}
+	written := slices.DeleteFunc(slices.Clone(items), func(item *plan.Item) bool {
+		return !above[item.Path] || item.After.Kind != disk.Directory && !slices.Contains(theirs, item)
+	})
+	if err := t.write(ctx, written); err != nil {
+		return err
+	}
+	return errors.Join(t.syncNames(), state.SaveBlocked(t.job.Dir, slices.Collect(maps.Values(t.blocked))))
+}
+
 // keepLate keeps what was changed since the pin, as stage does.
-func (t *transaction) keepLate(item *plan.Item) error {
-	real, err := t.Host.Path(item.Path)
-	if err != nil {
+func (t *transaction) keepLate(ctx context.Context, item *plan.Item) error {
+	now, err := t.read(ctx, item)
+	if err != nil || t.isDone(item, now.Node) {
 		return err
 	}
-	now, _, err := disk.Read(real)
-	if err != nil || t.isDone(item, real, now) {
-		return err
-	}
-	return t.checkLate(item, real, now)
+	return t.checkLate(ctx, item, now)
 }
 
 // clear takes away what the path must not be found as.
 func (t *transaction) clear(item *plan.Item) error {
-	real, err := t.Host.Path(item.Path)
-	if err != nil {
-		return err
-	}
 	if item.After.Kind == disk.Absent {
-		return t.remove(item, real)
+		return t.remove(item)
 	}
-	now, _, err := disk.Look(real)
+	now, err := t.Host.Files.Look(item.Path)
 	if err != nil || now.Kind == disk.Absent {
 		return err
 	}
-	if !inTheWay(item, real, now) {
-		return t.tighten(item, real, now)
+	if !t.inTheWay(item, now.Node) {
+		return t.tighten(item, now.Node)
 	}
-	t.wrote(real)
-	if err := os.Remove(real); err != nil { // of a directory: rmdir
-		return err
-	}
-	t.begun = true
-	t.Host.Forget() // a link that led elsewhere
-	return nil
+	t.wrote(item.Path)
+	removed, err := t.Host.Files.Remove(item.Path)
+	t.begun = t.begun || removed
+	return err
 }
 
 // tighten keeps others from reading the new bytes of a file before it has its
 // new owner and mode, and from reading the old ones because it has them.
-func (t *transaction) tighten(item *plan.Item, real string, now disk.Node) error {
+func (t *transaction) tighten(item *plan.Item, now disk.Node) error {
 	sameOwner := now.UID == item.After.UID && now.GID == item.After.GID
 	mode := now.Mode & item.After.Mode
 	if !item.NeedsContent() || now.Kind != disk.File || sameOwner && mode == now.Mode {
 		return nil
 	}
 	t.begun = true
-	if sameOwner {
-		return unix.Chmod(real, mode)
+	closed := now
+	if closed.Mode = mode; sameOwner {
+		return t.Host.Files.Own(item.Path, fsat.Attributes{Node: closed}, 0)
 	}
-	return errors.Join(unix.Chmod(real, 0), os.Lchown(real, item.After.UID, item.After.GID))
+	closed.Mode = 0
+	given := closed
+	given.UID, given.GID = item.After.UID, item.After.GID
+	return errors.Join(t.Host.Files.Own(item.Path, fsat.Attributes{Node: closed}, 0), t.Host.Files.Own(item.Path, fsat.Attributes{Node: given}, 0))
 }
 
 // inTheWay tells whether what stands at the path is more than something to be
 // overwritten. A link is overwritten by contents, but others look through it for
 // the owner and mode of what they write, and for a file whose contents are
 // nobody's business.
-func inTheWay(item *plan.Item, real string, now disk.Node) bool {
+func (t *transaction) inTheWay(item *plan.Item, now disk.Node) bool {
 	switch item.After.Kind {
 	case disk.Directory:
 		return now.Kind != disk.Directory
@@ -116,8 +160,8 @@ func inTheWay(item *plan.Item, real string, now disk.Node) bool {
 		if now.Kind != disk.Link {
 			return now.Kind == disk.Directory
 		}
-		info, err := os.Stat(real)
-		return item.After.SHA256 == "" || err == nil && (info.IsDir() || info.Mode().IsRegular())
+		behind, err := t.Host.Files.Follow(item.Path)
+		return item.After.SHA256 == "" || err == nil && (behind.Kind == disk.Directory || behind.Kind == disk.File)
 	case disk.Link:
 		// Two spellings of one target are one to others.
 		same := now.Kind == disk.Link && now.Target != item.After.Target && filepath.Clean(now.Target) == filepath.Clean(item.After.Target)
@@ -133,13 +177,19 @@ func inTheWay(item *plan.Item, real string, now disk.Node) bool {
 func (e *Engine) Finish(ctx context.Context, job *engine.Job) (result engine.Result, differing []string, err error) {
 	t := newTransaction(e, job)
 	t.begun = true
-	e.Host.Forget()
+	e.Host.Files.Forget()
 	differing, err = t.finish(ctx)
-	e.Host.Forget()
 	return t.result, differing, err
 }
 
 func (t *transaction) finish(ctx context.Context) (differing []string, err error) {
+	blocked, err := state.ReadBlocked(t.job.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range blocked {
+		t.blocked[b.Path] = b
+	}
 	if err := t.readLabels(ctx); err != nil {
 		return nil, err
 	}
@@ -147,29 +197,27 @@ func (t *transaction) finish(ctx context.Context) (differing []string, err error
 	if err != nil {
 		return nil, err
 	}
-	for _, item := range Order(items) {
-		real, err := t.Host.Path(item.Path)
-		if err != nil {
-			return nil, err
+	_, others := t.apart(items)
+	for _, item := range Order(others) {
+		if _, blocked := t.blocked[item.Path]; blocked {
+			continue
 		}
-		t.wrote(real)
+		t.wrote(item.Path)
 		if item.After.Kind == disk.Absent {
-			if err := t.remove(item, real); err != nil {
+			if err := t.remove(item); err != nil {
 				return nil, fmt.Errorf("removing %s: %w", item.Path, err)
 			}
 			continue
 		}
-		if label := t.labels[item.Path]; label != "" {
-			if err := unix.Lsetxattr(real, "security.selinux", []byte(label), 0); err != nil {
-				return nil, fmt.Errorf("setting the SELinux label %s of %s: %w", label, item.Path, err)
-			}
+		now, err := t.read(ctx, item)
+		if err == nil && t.labels[item.Path] != "" {
+			err = t.Host.Files.Own(item.Path, fsat.Attributes{Node: now.Node, Label: t.labels[item.Path]}, 0)
 		}
-		now, _, err := disk.Read(real)
 		if err != nil {
 			return nil, fmt.Errorf("looking at %s: %w", item.Path, err)
 		}
-		if !t.isDone(item, real, now) {
-			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, describe(now, item.Secret()), describe(item.After, item.Secret())))
+		if !t.isDone(item, now.Node) {
+			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, describe(now.Node, item.Secret()), describe(item.After, item.Secret())))
 		}
 	}
 	if err := t.sync(); err != nil {
@@ -195,7 +243,6 @@ func describe(n disk.Node, secret bool) string {
 
 // conclude ends a part of a transaction: see engine.UntouchedError.
 func (t *transaction) conclude(err error) (engine.Result, error) {
-	t.Host.Forget()
 	if err == nil || t.begun {
 		return t.result, err
 	}

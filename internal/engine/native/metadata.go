@@ -2,22 +2,14 @@ package native
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
-	"github.com/reconf-pull/reconf-pull/internal/secret"
+	"github.com/reconf-pull/reconf-pull/internal/state"
 )
 
 // sysusers writes the plan's sysusers.d files before everything else, runs
@@ -35,7 +27,7 @@ func (t *transaction) sysusers(ctx context.Context) error {
 			if item.Path != file && (item.After.Kind != disk.Directory || !strings.HasPrefix(file, item.Path+"/")) {
 				continue
 			}
-			if err := t.stage(item); err != nil {
+			if err := t.stage(ctx, item); err != nil {
 				return fmt.Errorf("preparing %s: %w", item.Path, err)
 			}
 			if item.Path == file {
@@ -83,7 +75,7 @@ func (t *transaction) resolve(ctx context.Context) error {
 
 // readLabels asks once for the SELinux contexts of all final paths.
 func (t *transaction) readLabels(ctx context.Context) error {
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil || !t.Host.Live() {
+	if !t.Host.SELinux() {
 		return nil
 	}
 	argv := []string{"matchpathcon"}
@@ -107,83 +99,23 @@ func (t *transaction) readLabels(ctx context.Context) error {
 	return nil
 }
 
-// keepAttributes copies the user's own extended attributes from the file that
-// is replaced. File systems without them, and new files, have none.
-func keepAttributes(from, to string) {
-	size, err := unix.Llistxattr(from, nil)
-	if err != nil || size == 0 {
-		return
-	}
-	names := make([]byte, size)
-	if size, err = unix.Llistxattr(from, names); err != nil {
-		return
-	}
-	for name := range strings.SplitSeq(string(names[:size]), "\x00") {
-		if !strings.HasPrefix(name, "user.") {
-			continue
-		}
-		value := make([]byte, 64<<10)
-		if n, err := unix.Lgetxattr(from, name, value); err == nil {
-			// An attribute that does not fit the file system is not worth a failed change.
-			_ = unix.Lsetxattr(to, name, value[:n], 0)
-		}
-	}
-}
-
 // backupLate keeps what somebody put at the path after the change was pinned,
 // before it is replaced.
-func (t *transaction) backupLate(item *plan.Item, real string, now disk.Node) error {
-	dir := filepath.Join(t.job.Dir, "late")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	// The whole path would make a name that is too long for some.
-	sum := sha256.Sum256([]byte(item.Path))
-	prefix, suffix := hex.EncodeToString(sum[:8])+"-", ""
-	if item.Secret() {
-		suffix = secret.Suffix
-	}
-	base := filepath.Base(item.Path)
-	var name string
-	for n := 0; ; n++ {
-		suffix := "." + strconv.Itoa(n) + suffix
-		name = filepath.Join(dir, prefix+base[:min(len(base), maxName-len(prefix)-len(suffix))]+suffix)
-		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
-			break
+func (t *transaction) backupLate(ctx context.Context, item *plan.Item, now disk.Node) error {
+	var in io.Reader
+	if now.Kind == disk.File {
+		f, err := t.Host.Files.Open(ctx, item.Path, max(fsat.Most, item.Before.Size, item.After.Size))
+		if err != nil {
+			return err
 		}
+		defer f.Close()
+		in = f
 	}
-	var err error
-	if now.Kind == disk.Link {
-		err = os.Symlink(now.Target, name)
-	} else {
-		err = t.copyFile(real, name)
-	}
+	now.Secret = item.Secret()
+	name, err := state.KeepLate(t.job.Dir, item.Path, now, in, t.Secrets)
 	if err != nil {
 		return err
 	}
 	t.result.Notes = append(t.result.Notes, fmt.Sprintf("%s was changed while the update ran; that version is kept in %s", item.Path, name))
-	return atomicfile.SyncDir(dir)
-}
-
-// copyFile makes a backup: encrypted, if its name says so.
-func (t *transaction) copyFile(from, to string) (err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	if strings.HasSuffix(to, secret.Suffix) {
-		err = t.Secrets.Encrypt(out, in)
-	} else {
-		_, err = io.Copy(out, in)
-	}
-	if err != nil {
-		return err
-	}
-	return out.Sync()
+	return nil
 }

@@ -12,17 +12,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/reconf-pull/reconf-pull/internal/atomicfile"
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 	"github.com/reconf-pull/reconf-pull/internal/run"
@@ -44,56 +43,89 @@ func (e *Engine) Check(_ context.Context, job *engine.Job) (engine.Result, error
 	return engine.Result{}, e.checkSpace(job.Plan)
 }
 
-// checkSpace counts what lies beside the old files before they are replaced.
+// demand is what is going to be written to one file system.
+type demand struct {
+	free, need uint64
+	first      string // path that is written there
+	own        bool   // there is one in root's place: others are blocked, each for itself
+}
+
+// checkSpace counts what lies beside the old files before they are replaced, and
+// their copies in the state.
 func (e *Engine) checkSpace(p *plan.Plan) error {
-	type demand struct {
-		free, need uint64
-		first      string
-	}
 	demands := map[uint64]*demand{}
 	for i := range p.Items {
 		item := &p.Items[i]
-		if !item.NeedsContent() {
-			continue
+		if item.NeedsContent() {
+			if err := e.demand(demands, item); err != nil {
+				return err
+			}
 		}
-		dir, err := e.existingParent(item.Path)
-		if err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		var fs unix.Statfs_t
-		if err := errors.Join(unix.Stat(dir, &st), unix.Statfs(dir, &fs)); err != nil {
-			return fmt.Errorf("looking for free space at %s: %w", item.Path, err)
-		}
-		d := demands[st.Dev]
-		if d == nil {
-			d = &demand{free: fs.Bavail * uint64(fs.Bsize), first: item.Path}
-			demands[st.Dev] = d
-		}
-		block := uint64(fs.Bsize)
-		d.need += (uint64(item.After.Size) + block - 1) / block * block
+	}
+	if err := e.demandCopies(demands, p); err != nil {
+		return err
 	}
 	for _, d := range demands {
-		if d.need > d.free {
-			return fmt.Errorf("%w on the file system of %s: %d bytes are to be written, %d are free", unix.ENOSPC, d.first, d.need, d.free)
+		if d.own && d.need > d.free {
+			return fmt.Errorf("%w on the file system of %s: %d bytes are to be written, %d are free", syscall.ENOSPC, d.first, d.need, d.free)
 		}
 	}
 	return nil
 }
 
-func (e *Engine) existingParent(p string) (string, error) {
-	for dir := path.Dir(p); ; dir = path.Dir(dir) {
-		real, err := e.Host.Path(dir)
+func (e *Engine) demand(demands map[uint64]*demand, item *plan.Item) error {
+	ground, err := e.Host.Files.Ground(item.Path)
+	var blocked *fsat.BlockedError
+	if errors.As(err, &blocked) {
+		return nil // nothing will be written
+	}
+	if err != nil {
+		return fmt.Errorf("looking for free space at %s: %w", item.Path, err)
+	}
+	d := demands[ground.Device]
+	if d == nil {
+		d = &demand{free: ground.Free, first: item.Path}
+		demands[ground.Device] = d
+	}
+	d.own = d.own || item.Place == nil
+	d.need += (uint64(item.After.Size) + ground.Block - 1) / ground.Block * ground.Block
+	return nil
+}
+
+// demandCopies counts the copies that the pin makes of what is replaced: as many bytes
+// as the files take, holes left out.
+func (e *Engine) demandCopies(demands map[uint64]*demand, p *plan.Plan) error {
+	var need uint64
+	for i := range p.Items {
+		item := &p.Items[i]
+		copied := item.Write && item.Before.Kind == disk.File && !item.After.SameContent(item.Before)
+		if !copied {
+			continue
+		}
+		found, err := e.Host.Files.Look(item.Path)
 		if err != nil {
-			return "", err
+			continue // it will not be copied
 		}
-		if info, err := os.Stat(real); err == nil && info.IsDir() {
-			return real, nil
-		}
-		if dir == "/" {
-			return real, nil
+		need += uint64(found.Allocated)
+		if item.Pristine != nil {
+			need += uint64(found.Allocated)
 		}
 	}
+	if need == 0 {
+		return nil
+	}
+	device, free, err := state.Free(e.Blobs)
+	if err != nil {
+		return err
+	}
+	d := demands[device]
+	if d == nil {
+		d = &demand{free: free, first: e.Blobs}
+		demands[device] = d
+	}
+	d.own = true
+	d.need += need
+	return nil
 }
 
 // Apply carries the plan out: see the package's rule.
@@ -105,12 +137,22 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (engine.Result, err
 // untouched tells whether every path is as it was when the change was pinned.
 func (t *transaction) untouched() (bool, error) {
 	for _, item := range t.work() {
-		now, err := disk.At(t.Host, item.Path)
+		now, err := t.read(context.Background(), item)
+		var blocked *fsat.BlockedError
+		if errors.As(err, &blocked) {
+			continue // whatever it is, it is not our work
+		}
 		if err != nil || !now.Equal(item.Before) {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// read is what stands at the path of an item, with the hash of its bytes. What the
+// change found or writes may have as many as it has.
+func (t *transaction) read(ctx context.Context, item *plan.Item) (fsat.Found, error) {
+	return t.Host.Files.Read(ctx, item.Path, max(fsat.Most, item.Before.Size, item.After.Size))
 }
 
 // Clean removes temporary files; what was put in place stays.
@@ -119,7 +161,10 @@ func (e *Engine) Clean(_ context.Context, job *engine.Job) error {
 }
 
 func newTransaction(e *Engine, job *engine.Job) *transaction {
-	return &transaction{Engine: e, job: job, dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{}}
+	return &transaction{
+		Engine: e, job: job, staged: map[string]fsat.ID{}, blocked: map[string]state.Blocked{},
+		dirs: map[string]bool{}, roots: map[uint64]string{}, labels: map[string]string{},
+	}
 }
 
 type transaction struct {
@@ -129,9 +174,13 @@ type transaction struct {
 
 	// begun: something that stood on the host was replaced or removed.
 	begun bool
-	made  []string          // directories made for staging, of this machine, parents first
-	dirs  map[string]bool   // directories of this machine whose names changed
-	roots map[uint64]string // a path on every file system that was written
+	made  []string // directories made for staging, parents first
+	// staged is what lies beside its path, to be put in its place.
+	staged map[string]fsat.ID
+	// blocked are paths that somebody keeps from being written.
+	blocked map[string]state.Blocked
+	dirs    map[string]bool   // directories whose names changed
+	roots   map[uint64]string // a directory on every file system that was written
 	// labels are the SELinux contexts of the final paths, where it is enabled.
 	labels map[string]string
 	// backups are where contents lie that are brought back, by their SHA-256.
@@ -154,21 +203,8 @@ func (t *transaction) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, item := range items {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := t.stage(item); err != nil {
-			return fmt.Errorf("preparing %s: %w", item.Path, err)
-		}
-	}
-	if err := t.sync(); err != nil {
+	if err := t.write(ctx, items); err != nil {
 		return err
-	}
-	for _, item := range Order(items) {
-		if err := t.commit(item); err != nil {
-			return fmt.Errorf("writing %s: %w", item.Path, err)
-		}
 	}
 	if err := t.syncNames(); err != nil {
 		return err
@@ -177,6 +213,43 @@ func (t *transaction) run(ctx context.Context) error {
 		return nil // a rollback: the generation before has its own
 	}
 	return t.fillManifest()
+}
+
+// write stages the items and puts them in place.
+func (t *transaction) write(ctx context.Context, items []*plan.Item) error {
+	for _, item := range items {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.stage(ctx, item); err != nil && !t.leaves(item, err) {
+			return fmt.Errorf("preparing %s: %w", item.Path, err)
+		}
+	}
+	if err := t.sync(); err != nil {
+		return err
+	}
+	for _, item := range Order(items) {
+		if _, blocked := t.blocked[item.Path]; blocked {
+			continue
+		}
+		if err := t.commit(item); err != nil && !t.leaves(item, err) {
+			return fmt.Errorf("writing %s: %w", item.Path, err)
+		}
+	}
+	return nil
+}
+
+// leaves tells whether an error is that somebody blocks the path of an item. It is left
+// as it is, and all else goes on.
+func (t *transaction) leaves(item *plan.Item, err error) bool {
+	var blocked *fsat.BlockedError
+	if !errors.As(err, &blocked) {
+		return false
+	}
+	t.blocked[item.Path] = state.Blocked{Path: item.Path, Reason: blocked.Reason, Place: blocked.Place, Late: true}
+	// In vain where it is somewhere else by now: it is in his place, and as he may have it.
+	_ = t.Host.Files.RemoveBeside(item.Path, t.temp(item.Path))
+	return true
 }
 
 // work are the items that this engine writes.
@@ -205,12 +278,8 @@ func (t *transaction) left() ([]*plan.Item, error) {
 		if !replacesDirectory(item) {
 			continue
 		}
-		real, err := t.Host.Path(item.Path)
-		if err != nil {
-			return nil, err
-		}
-		now, _, err := disk.Look(real)
-		if err != nil {
+		now, err := t.Host.Files.Look(item.Path)
+		if err != nil && !t.leaves(item, err) {
 			return nil, err
 		}
 		gone[item.Path] = now.Kind != disk.Directory
@@ -267,58 +336,58 @@ func Obstructs(items []*plan.Item) func(*plan.Item) bool {
 // maxName is the longest name in a directory (NAME_MAX).
 const maxName = 255
 
-// temp is where the new content of a path waits: beside it, so that a rename
-// can put it in place.
-func (t *transaction) temp(real string) string {
-	name := filepath.Base(real)
+// temp is what the new content of a path is called while it waits beside it, so that a
+// rename can put it in place.
+func (t *transaction) temp(p string) string {
+	name := path.Base(p)
 	suffix := ".reconf-" + t.job.ID
 	if len(name)+len(suffix)+1 > maxName {
 		sum := sha256.Sum256([]byte(name))
 		name = hex.EncodeToString(sum[:8])
 	}
-	return filepath.Join(filepath.Dir(real), "."+name+suffix)
+	return "." + name + suffix
 }
 
 // stage puts what a path will be beside it, complete.
-func (t *transaction) stage(item *plan.Item) error {
-	real, err := t.Host.Path(item.Path)
+func (t *transaction) stage(ctx context.Context, item *plan.Item) error {
+	now, err := t.read(ctx, item)
 	if err != nil {
 		return err
 	}
-	now, _, err := disk.Read(real)
-	if err != nil {
-		return err
-	}
-	if t.isDone(item, real, now) {
+	if t.isDone(item, now.Node) {
 		// A crash may have come between the rename and this run: the leftover of a
 		// half staged file goes.
-		return removeIfThere(t.temp(real))
+		return t.Host.Files.RemoveBeside(item.Path, t.temp(item.Path))
 	}
-	if err := t.checkLate(item, real, now); err != nil {
+	if err := t.checkLate(ctx, item, now); err != nil {
 		return err
 	}
 	switch item.After.Kind {
 	case disk.Directory:
-		return t.makeDirectory(item, real, now)
+		return t.makeDirectory(item, now.Node)
 	case disk.File:
 		if item.NeedsContent() || now.Kind != disk.File {
-			return t.stageFile(item, real)
+			return t.stageFile(ctx, item)
 		}
 	case disk.Link:
-		return t.stageLink(item, real)
+		return t.stageLink(item)
 	}
 	return nil
 }
 
 // checkLate keeps what somebody put at the path since the change was pinned.
-func (t *transaction) checkLate(item *plan.Item, real string, now disk.Node) error {
+func (t *transaction) checkLate(ctx context.Context, item *plan.Item, now fsat.Found) error {
 	if now.Kind == disk.Other {
-		return errors.New("a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it")
+		why := "a device, a socket or a pipe was put there while the update ran: reconf-pull does not replace it"
+		if !now.Place.Root() {
+			return &fsat.BlockedError{Path: item.Path, Place: now.Place, Reason: why}
+		}
+		return errors.New(why)
 	}
 	// A directory, or another owner or mode, may be half of our own work, also where
 	// the contents are in place already.
-	if !now.SameContent(item.Before) && !now.SameContent(item.After) && now.Kind != disk.Absent && now.Kind != disk.Directory {
-		if err := t.backupLate(item, real, now); err != nil {
+	if !now.Node.SameContent(item.Before) && !now.Node.SameContent(item.After) && now.Kind != disk.Absent && now.Kind != disk.Directory {
+		if err := t.backupLate(ctx, item, now.Node); err != nil {
 			return err
 		}
 	}
@@ -326,124 +395,102 @@ func (t *transaction) checkLate(item *plan.Item, real string, now disk.Node) err
 }
 
 // isDone tells whether an earlier run got as far as this path.
-func (t *transaction) isDone(item *plan.Item, real string, now disk.Node) bool {
+func (t *transaction) isDone(item *plan.Item, now disk.Node) bool {
 	if item.After.Kind != disk.HardLink {
 		return item.After.Equal(now)
 	}
-	target, err := t.Host.Path(item.After.Target)
-	if err != nil {
-		return false
-	}
-	return sameFile(real, target) && !t.staged(target)
+	return t.isLinked(item) && !t.Host.Files.Exists(path.Join(path.Dir(item.After.Target), t.temp(item.After.Target)))
 }
 
-func (t *transaction) staged(real string) bool {
-	_, err := os.Lstat(t.temp(real))
-	return err == nil
-}
-
-func sameFile(a, b string) bool {
-	one, err1 := os.Lstat(a)
-	two, err2 := os.Lstat(b)
-	return err1 == nil && err2 == nil && os.SameFile(one, two)
-}
-
-func removeIfThere(p string) error {
-	err := os.Remove(p)
-	if err == nil || errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	// A read-only file system refuses before it looks.
-	if _, look := os.Lstat(p); errors.Is(look, os.ErrNotExist) {
-		return nil
-	}
-	return err
+// isLinked tells whether a path is a name of its target already.
+func (t *transaction) isLinked(item *plan.Item) bool {
+	one, err1 := t.Host.Files.Look(item.Path)
+	two, err2 := t.Host.Files.Look(item.After.Target)
+	return err1 == nil && err2 == nil && one.SameFile(&two)
 }
 
 // makeDirectory makes a directory while staging, because others are staged
 // inside it. One that exists gets its owner and mode with the commit.
-func (t *transaction) makeDirectory(item *plan.Item, real string, now disk.Node) error {
+func (t *transaction) makeDirectory(item *plan.Item, now disk.Node) error {
 	switch now.Kind {
 	case disk.Directory:
 		return nil
 	case disk.Absent:
 	default:
-		if err := os.Remove(real); err != nil {
+		removed, err := t.Host.Files.Remove(item.Path)
+		t.begun = t.begun || removed
+		if err != nil {
 			return err
 		}
-		t.begun = true
-		t.Host.Forget() // a link that led elsewhere
 	}
-	if err := os.Mkdir(real, 0o700); err != nil {
+	if err := t.Host.Files.Mkdir(item.Path, t.attributes(item)); err != nil {
 		return err
 	}
 	if now.Kind == disk.Absent {
-		t.made = append(t.made, real)
+		t.made = append(t.made, item.Path)
 	}
-	t.wrote(real)
-	return t.own(real, item)
+	t.wrote(item.Path)
+	return nil
 }
 
-func (t *transaction) stageFile(item *plan.Item, real string) (err error) {
-	temp := t.temp(real)
-	if err := removeIfThere(temp); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+// attributes are the owner, mode and label that an item gets.
+func (t *transaction) attributes(item *plan.Item) fsat.Attributes {
+	return fsat.Attributes{Node: item.After, Label: t.labels[item.Path]}
+}
+
+func (t *transaction) stageFile(ctx context.Context, item *plan.Item) error {
+	id, err := t.Host.Files.Create(item.Path, t.temp(item.Path), t.attributes(item), func(f *fsat.Draft) error {
+		if item.After.SHA256 == "" {
+			return nil
+		}
+		return t.copyBlob(ctx, f, item.After)
+	})
 	if err != nil {
 		return err
 	}
-	if item.After.SHA256 != "" {
-		err = t.copyBlob(f, item.After)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	t.wrote(real)
-	keepAttributes(real, temp)
-	return t.own(temp, item)
+	t.staged[item.Path] = id
+	t.wrote(item.Path)
+	return nil
 }
 
 // copyBlob copies what the pin stored, sharing the blocks where the file
 // system can, and checks every byte that it copies.
-func (t *transaction) copyBlob(into *os.File, node disk.Node) error {
+func (t *transaction) copyBlob(ctx context.Context, into *fsat.Draft, node disk.Node) error {
 	stored, ok := t.backups[node.Stored()]
 	if !ok {
 		stored = filepath.Join(t.Blobs, node.Stored())
 	}
 	if node.Secret {
-		return t.copySecret(into, stored, node)
+		return t.copySecret(ctx, into, stored, node)
 	}
-	sum := node.SHA256
-	blob, err := os.Open(stored)
+	blob, err := engine.Stored(stored, node, t.Secrets)
 	if err != nil {
-		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
+		return err
 	}
 	defer blob.Close()
 	seen := sha256.New()
-	if err := unix.IoctlFileClone(int(into.Fd()), int(blob.Fd())); err == nil {
-		_, err = io.Copy(seen, blob)
-		if err != nil {
-			return err
-		}
-	} else if _, err := io.Copy(io.MultiWriter(into, seen), blob); err != nil {
+	to := io.Writer(seen)
+	if !into.Clone(blob) {
+		to = io.MultiWriter(into, seen)
+	}
+	if _, err := io.Copy(to, fsat.Until(ctx, blob)); err != nil {
 		return err
 	}
-	if got := hex.EncodeToString(seen.Sum(nil)); got != sum {
-		return fmt.Errorf("%w: %s hashes to %s", engine.ErrDamaged, blob.Name(), got)
+	if got := hex.EncodeToString(seen.Sum(nil)); got != node.SHA256 {
+		return fmt.Errorf("%w: %s hashes to %s", engine.ErrDamaged, stored, got)
 	}
 	return nil
 }
 
 // copySecret decrypts what the pin stored.
-func (t *transaction) copySecret(into io.Writer, stored string, node disk.Node) error {
+func (t *transaction) copySecret(ctx context.Context, into io.Writer, stored string, node disk.Node) error {
 	r, err := engine.Stored(stored, node, t.Secrets)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
 	seen := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(into, seen), r); errors.Is(err, secret.ErrDamaged) {
+	if _, err := io.Copy(io.MultiWriter(into, seen), fsat.Until(ctx, r)); errors.Is(err, secret.ErrDamaged) {
 		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
 	} else if err != nil {
 		return err
@@ -459,55 +506,35 @@ func (e *Engine) Contents(node disk.Node) (io.ReadCloser, error) {
 	return engine.Stored(filepath.Join(e.Blobs, node.Stored()), node, e.Secrets)
 }
 
-func (t *transaction) stageLink(item *plan.Item, real string) error {
-	temp := t.temp(real)
-	if err := removeIfThere(temp); err != nil {
+func (t *transaction) stageLink(item *plan.Item) error {
+	id, err := t.Host.Files.Symlink(item.Path, t.temp(item.Path), item.After.Target, t.attributes(item))
+	if err != nil {
 		return err
 	}
-	if err := os.Symlink(item.After.Target, temp); err != nil {
-		return err
-	}
-	t.wrote(real)
-	return t.own(temp, item)
-}
-
-// own gives a file its owner, label and mode; the owner first, because
-// chown(2) takes set-uid bits away.
-func (t *transaction) own(real string, item *plan.Item) error {
-	if err := os.Lchown(real, item.After.UID, item.After.GID); err != nil {
-		return err
-	}
-	if label := t.labels[item.Path]; label != "" {
-		if err := unix.Lsetxattr(real, "security.selinux", []byte(label), 0); err != nil {
-			return fmt.Errorf("setting the SELinux label %s: %w", label, err)
-		}
-	}
-	if item.After.Kind == disk.Link {
-		return nil
-	}
-	return unix.Chmod(real, item.After.Mode)
+	t.staged[item.Path] = id
+	t.wrote(item.Path)
+	return nil
 }
 
 // wrote remembers the file system and the directory of what was written.
-func (t *transaction) wrote(real string) {
-	dir := filepath.Dir(real)
+func (t *transaction) wrote(p string) {
+	dir := path.Dir(p)
 	if t.dirs[dir] {
 		return
 	}
 	t.dirs[dir] = true
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err == nil {
-		t.roots[st.Dev] = dir
+	if ground, err := t.Host.Files.Ground(p); err == nil {
+		t.roots[ground.Device] = dir
 	}
 }
 
 // sync makes all that was staged durable, with one call per file system.
 func (t *transaction) sync() error {
 	for _, dir := range t.roots {
-		err := atomicfile.SyncFS(dir)
-		for isGone(err) {
-			dir = filepath.Dir(dir)
-			err = atomicfile.SyncFS(dir)
+		err := t.Host.Files.SyncFS(dir)
+		for fsat.Gone(err) && dir != "/" {
+			dir = path.Dir(dir)
+			err = t.Host.Files.SyncFS(dir)
 		}
 		if err != nil {
 			return err
@@ -524,95 +551,62 @@ func (t *transaction) syncNames() error {
 		return t.sync()
 	}
 	for dir := range t.dirs {
-		if err := atomicfile.SyncDir(dir); err != nil && !isGone(err) {
+		if err := t.Host.Files.Sync(dir); err != nil && !fsat.Gone(err) {
 			return err
 		}
 	}
 	return nil
-}
-
-// isGone tells that a directory was removed since it was written to, or that
-// one above it gave way to another kind of file.
-func isGone(err error) bool {
-	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
 }
 
 // commit puts one path in place.
 func (t *transaction) commit(item *plan.Item) error {
-	real, err := t.Host.Path(item.Path)
-	if err != nil {
-		return err
-	}
 	switch item.After.Kind {
 	case disk.Absent:
-		return t.remove(item, real)
+		return t.remove(item)
 	case disk.Directory:
 		t.begun = true
-		return t.own(real, item)
+		return t.Host.Files.Own(item.Path, t.attributes(item), item.Inode)
 	case disk.HardLink:
-		return t.link(item, real)
+		return t.link(item)
 	}
-	if !t.staged(real) {
-		if now, _, err := disk.Look(real); err != nil || now.Kind != item.After.Kind || item.After.Kind == disk.Link {
-			return err // a link, or a file of another kind, was put in place before a crash
-		}
-		t.begun = true
-		return t.own(real, item)
+	id, staged := t.staged[item.Path]
+	if staged {
+		return t.replace(item, id)
 	}
-	return t.replace(real)
+	if now, err := t.Host.Files.Look(item.Path); err != nil || now.Kind != item.After.Kind || item.After.Kind == disk.Link {
+		return err // a link, or a file of another kind, was put in place before a crash
+	}
+	t.begun = true
+	return t.Host.Files.Own(item.Path, t.attributes(item), 0)
 }
 
 // replace renames what was staged over the path.
-func (t *transaction) replace(real string) error {
-	t.wrote(real)
-	if info, err := os.Lstat(real); err == nil && info.IsDir() {
-		if err := os.Remove(real); err != nil {
-			return err
-		}
-		t.begun = true
-	}
-	if err := os.Rename(t.temp(real), real); err != nil {
-		return err
-	}
-	t.begun = true
-	return nil
+func (t *transaction) replace(item *plan.Item, id fsat.ID) error {
+	t.wrote(item.Path)
+	changed, err := t.Host.Files.Rename(item.Path, t.temp(item.Path), id)
+	t.begun = t.begun || changed
+	delete(t.staged, item.Path)
+	return err
 }
 
-func (t *transaction) link(item *plan.Item, real string) error {
-	target, err := t.Host.Path(item.After.Target)
-	if err != nil {
-		return err
-	}
-	if sameFile(real, target) {
+func (t *transaction) link(item *plan.Item) error {
+	if t.isLinked(item) {
 		return nil // rename(2) would do nothing and leave the temporary name
 	}
-	temp := t.temp(real)
-	if err := removeIfThere(temp); err != nil {
-		return err
-	}
-	if err := os.Link(target, temp); err != nil {
-		return err
-	}
-	return t.replace(real)
-}
-
-func (t *transaction) remove(item *plan.Item, real string) error {
-	info, err := os.Lstat(real)
-	if isGone(err) {
-		return nil
-	}
+	id, err := t.Host.Files.Link(item.Path, t.temp(item.Path), item.After.Target)
 	if err != nil {
 		return err
 	}
-	t.wrote(real)
-	if !info.IsDir() {
-		err = os.Remove(real)
-		t.begun = t.begun || err == nil
-		return err
+	return t.replace(item, id)
+}
+
+func (t *transaction) remove(item *plan.Item) error {
+	removed, err := t.Host.Files.Remove(item.Path)
+	if removed || err != nil {
+		t.wrote(item.Path)
 	}
-	err = unix.Rmdir(real)
-	t.begun = t.begun || err == nil
-	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+	t.begun = t.begun || removed
+	if errors.Is(err, fsat.ErrNotEmpty) {
 		t.result.Notes = append(t.result.Notes, item.Path+" was kept: it is not empty")
 		return nil
 	}
@@ -624,16 +618,12 @@ func (t *transaction) remove(item *plan.Item, real string) error {
 func (t *transaction) undoStaging() error {
 	var first error
 	for _, item := range t.work() {
-		real, err := t.Host.Path(item.Path)
-		if err == nil {
-			err = removeIfThere(t.temp(real))
-		}
-		if err != nil && !errors.Is(err, unix.ENOTDIR) && first == nil {
+		if err := t.Host.Files.RemoveBeside(item.Path, t.temp(item.Path)); err != nil && !fsat.Gone(err) && first == nil {
 			first = err
 		}
 	}
 	for _, dir := range slices.Backward(t.made) {
-		if err := removeIfThere(dir); err != nil && first == nil {
+		if _, err := t.Host.Files.Remove(dir); err != nil && !fsat.Gone(err) && first == nil {
 			first = err
 		}
 	}
@@ -641,26 +631,38 @@ func (t *transaction) undoStaging() error {
 }
 
 // fillManifest records what lies on the disk now, so that the next look at an
-// unchanged file need not read it.
+// unchanged file need not read it. What is blocked stays known as it was.
 func (t *transaction) fillManifest() error {
-	entries := t.job.Manifest.Lookup()
+	m := t.job.Manifest
+	entries := m.Lookup()
+	before := map[string]*state.Entry{}
 	for _, item := range t.work() {
+		if _, blocked := t.blocked[item.Path]; blocked {
+			before[item.Path] = item.Base
+			continue
+		}
 		entry := entries[item.Path]
 		if entry == nil || item.After.Kind == disk.Absent {
 			continue
 		}
-		real, err := t.Host.Path(item.Path)
-		if err != nil {
+		now, err := t.Host.Files.Look(item.Path)
+		if err != nil && !t.leaves(item, err) {
 			return err
 		}
-		_, stat, err := disk.Look(real)
 		if err != nil {
-			return err
+			before[item.Path] = item.Base
+			continue
 		}
-		entry.Stat = stat
+		entry.Stat = now.Stat
 		// Names of accounts that this change made; the manifest's file has no
 		// names, so after a crash they are not in it.
 		entry.UID, entry.GID, entry.User, entry.Group = item.After.UID, item.After.GID, "", ""
 	}
-	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), t.job.Manifest)
+	if len(before) > 0 {
+		m.Revert(before)
+	}
+	if err := state.SaveBlocked(t.job.Dir, slices.Collect(maps.Values(t.blocked))); err != nil {
+		return err
+	}
+	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), m)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/engine/native"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lacking"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
@@ -90,13 +91,20 @@ func (b *bench) write(real, data string) {
 // want adds to the plan what a path is to become; it is now as it will be found.
 func (b *bench) want(p string, after disk.Node) {
 	b.t.Helper()
-	before, err := disk.At(b.engine.Host, p)
-	b.check(err)
+	before := b.node(p)
 	b.job.Plan.Items = append(b.job.Plan.Items, plan.Item{Path: p, Before: before, After: after, Write: true})
 	slices.SortFunc(b.job.Plan.Items, func(x, y plan.Item) int { return strings.Compare(x.Path, y.Path) })
 	if after.Kind != disk.Absent {
 		b.job.Manifest.Entries = append(b.job.Manifest.Entries, state.Entry{Path: p, Node: after, Origin: state.Created})
 	}
+}
+
+// node is what stands at a path now, with the hash of its bytes.
+func (b *bench) node(p string) disk.Node {
+	b.t.Helper()
+	found, err := b.engine.Host.Files.Read(b.t.Context(), p, fsat.Most)
+	b.check(err)
+	return found.Node
 }
 
 func (b *bench) apply() (engine.Result, error) {
@@ -118,7 +126,7 @@ func (b *bench) tree() map[string]string {
 		if err != nil || real == b.root {
 			return err
 		}
-		n, _, err := disk.Look(real)
+		n, err := b.engine.Host.Files.Look(strings.TrimPrefix(real, b.root))
 		text := fmt.Sprintf("%s %04o %d:%d", n.Kind, n.Mode, n.UID, n.GID)
 		switch n.Kind {
 		case disk.Link:
@@ -172,8 +180,8 @@ func TestEveryKind(t *testing.T) {
 	m, err := state.ReadManifest(filepath.Join(b.job.Dir, "manifest"))
 	fatal(t, err)
 	for _, e := range m.Entries {
-		if _, stat, err := disk.Look(b.at(e.Path)); err != nil || stat != e.Stat {
-			t.Errorf("%s: the manifest says %+v, it is %+v (%v)", e.Path, e.Stat, stat, err)
+		if found, err := b.engine.Host.Files.Look(e.Path); err != nil || found.Stat != e.Stat {
+			t.Errorf("%s: the manifest says %+v, it is %+v (%v)", e.Path, e.Stat, found.Stat, err)
 		}
 	}
 	before := b.tree()
@@ -304,8 +312,8 @@ func TestFailureBeforeTheFirstRename(t *testing.T) {
 		if _, err := b.apply(); err == nil || !strings.Contains(err.Error(), "/z: a device, a socket or a pipe") {
 			t.Errorf("err = %v", err)
 		}
-		if n, err := disk.At(b.engine.Host, "/z"); err != nil || n.Kind != disk.Other {
-			t.Errorf("the pipe is %v now, %v", n, err)
+		if n := b.node("/z"); n.Kind != disk.Other {
+			t.Errorf("the pipe is %v now", n)
 		}
 	})
 	t.Run("ended from outside", func(t *testing.T) {

@@ -2,15 +2,16 @@ package native
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/reconf-pull/reconf-pull/internal/disk"
 	"github.com/reconf-pull/reconf-pull/internal/engine"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/plan"
 )
 
@@ -26,7 +27,7 @@ func (e *Engine) Rollback(ctx context.Context, job *engine.Job) (engine.Result, 
 			return engine.Result{}, err
 		}
 	}
-	back, backups, notes, err := e.inverse(job)
+	back, backups, notes, err := e.inverse(ctx, job)
 	if err != nil {
 		return engine.Result{}, err
 	}
@@ -34,16 +35,19 @@ func (e *Engine) Rollback(ctx context.Context, job *engine.Job) (engine.Result, 
 	t := newTransaction(e, undo)
 	t.backups = backups
 	err = t.run(ctx)
-	e.Host.Forget()
+	for _, p := range slices.Sorted(maps.Keys(t.blocked)) {
+		notes = append(notes, fmt.Sprintf("%s is kept as it is: %s", p, t.blocked[p].Reason))
+	}
 	t.result.Notes = append(notes, t.result.Notes...)
 	return t.result, err
 }
 
 // inverse is the plan that undoes what the change did to the disk as it is
 // now, and where the earlier contents lie.
-func (e *Engine) inverse(job *engine.Job) (*plan.Plan, map[string]string, []string, error) {
+func (e *Engine) inverse(ctx context.Context, job *engine.Job) (*plan.Plan, map[string]string, []string, error) {
+	e.Host.Files.Forget()
 	back, backups := &plan.Plan{}, map[string]string{}
-	var notes []string
+	t, notes := newTransaction(e, job), []string(nil)
 	// What stands where a directory was or became leads elsewhere: nothing of the
 	// change lies below it. Below what is kept nothing is touched.
 	elsewhere, kept := map[string]bool{}, map[string]bool{}
@@ -54,10 +58,16 @@ func (e *Engine) inverse(job *engine.Job) (*plan.Plan, map[string]string, []stri
 		}
 		var now disk.Node
 		if !below(item.Path, elsewhere) {
-			var err error
-			if now, err = disk.At(e.Host, item.Path); err != nil {
+			found, err := t.read(ctx, item)
+			var blocked *fsat.BlockedError
+			if errors.As(err, &blocked) {
+				notes = append(notes, fmt.Sprintf("%s is kept as it is: %s", item.Path, blocked.Reason))
+				continue
+			}
+			if err != nil {
 				return nil, nil, nil, fmt.Errorf("looking at %s: %w", item.Path, err)
 			}
+			now = found.Node
 		}
 		if now.Kind != disk.Directory && isOrWasDirectory(item) {
 			elsewhere[item.Path] = true
@@ -77,7 +87,7 @@ func (e *Engine) inverse(job *engine.Job) (*plan.Plan, map[string]string, []stri
 			backups[after.Stored()] = filepath.Join(job.Dir, "backups", engine.Backup(i, after))
 		}
 		now.Secret = item.Secret()
-		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true})
+		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true, Place: item.Place, Anew: item.Anew, Inode: item.Inode})
 	}
 	full, err := e.keepFull(back)
 	return back, backups, append(notes, full...), err
@@ -94,21 +104,41 @@ func (e *Engine) keepFull(back *plan.Plan) (notes []string, err error) {
 		if !replacesDirectory(&item) || err != nil {
 			return false
 		}
-		var real string
-		if real, err = e.Host.Path(item.Path); err != nil {
-			return false
-		}
-		full := false
-		err = filepath.WalkDir(real, func(name string, _ fs.DirEntry, err error) error {
-			full = full || name != real && !goes[item.Path+strings.TrimPrefix(name, real)]
-			return err
-		})
-		if full {
+		var full bool
+		if full, err = e.holdsMore(item.Path, goes); full {
 			notes = append(notes, item.Path+" is kept as it is: there is something in it that the change did not make")
 		}
 		return full
 	})
 	return notes, err
+}
+
+// holdsMore tells whether there is anything in a directory besides what goes.
+func (e *Engine) holdsMore(dir string, goes map[string]bool) (bool, error) {
+	var names []string
+	err := e.Host.Files.Names(dir, func(name string) bool {
+		names = append(names, path.Join(dir, name))
+		return goes[path.Join(dir, name)]
+	})
+	if err != nil {
+		return false, err
+	}
+	for _, p := range names {
+		if !goes[p] {
+			return true, nil
+		}
+		found, err := e.Host.Files.Look(p)
+		if err != nil {
+			return false, err
+		}
+		if found.Kind != disk.Directory {
+			continue
+		}
+		if more, err := e.holdsMore(p, goes); more || err != nil {
+			return more, err
+		}
+	}
+	return false, nil
 }
 
 func below(p string, dirs map[string]bool) bool {

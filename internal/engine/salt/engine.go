@@ -59,6 +59,11 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (result engine.Resu
 		return result, e.untouched(err, job)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(t.folder)) }()
+	theirs := map[string]bool{}
+	for _, item := range t.writes() {
+		theirs[item.Path] = e.Native.Theirs(item)
+	}
+	t.apart = func(item *plan.Item) bool { return item.Place != nil || theirs[item.Path] }
 	t.now = e.look
 	t.open = func(_ context.Context, item *plan.Item) (io.ReadCloser, error) { return e.Native.Contents(item.After) }
 	if err := t.write(ctx); err != nil {
@@ -91,12 +96,8 @@ func (e *Engine) Apply(ctx context.Context, job *engine.Job) (result engine.Resu
 
 // look is what stands at a path, without its bytes.
 func (e *Engine) look(item *plan.Item) (disk.Node, error) {
-	real, err := e.Native.Host.Path(item.Path)
-	if err != nil {
-		return disk.Node{}, err
-	}
-	now, _, err := disk.Look(real)
-	return now, err
+	now, err := e.Native.Host.Files.Look(item.Path)
+	return now.Node, err
 }
 
 // first are as many as a person reads.
@@ -163,7 +164,10 @@ func (e *Engine) begin(ctx context.Context, job *engine.Job) (*tree, error) {
 	if err := e.Caller.Prepare(ctx); err != nil {
 		return nil, err
 	}
-	t := &tree{folder: Folder(e.Run), seen: Folder(e.Run), place: e.Caller.Place, job: job}
+	t := &tree{
+		folder: Folder(e.Run), seen: Folder(e.Run), place: e.Caller.Place, job: job,
+		apart: func(item *plan.Item) bool { return item.Place != nil },
+	}
 	if err := os.MkdirAll(e.Run, 0o755); err != nil {
 		return nil, err
 	}

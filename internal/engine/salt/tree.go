@@ -27,6 +27,8 @@ type tree struct {
 	seen   string // the same as salt-call finds it
 	place  func(string) string
 	job    *engine.Job
+	// apart are items that Salt is not given, because they lie in somebody's place.
+	apart func(*plan.Item) bool
 	// now is what stands at a path of the plan.
 	now func(*plan.Item) (disk.Node, error)
 	// open reads the wanted bytes of a file.
@@ -41,6 +43,7 @@ type tree struct {
 func Write(ctx context.Context, dir string, job *engine.Job) error {
 	t := &tree{
 		folder: dir, seen: dir, job: job, place: func(p string) string { return p },
+		apart:  func(*plan.Item) bool { return false }, // who carries it out says so
 		now:    func(item *plan.Item) (disk.Node, error) { return item.Before, nil },
 		open:   func(ctx context.Context, item *plan.Item) (io.ReadCloser, error) { return item.Open(ctx) },
 		byHand: true,
@@ -246,7 +249,7 @@ func bytesOf(item *plan.Item) string {
 func (t *tree) writes() []*plan.Item {
 	var items []*plan.Item
 	for i := range t.job.Plan.Items {
-		if item := &t.job.Plan.Items[i]; item.Write {
+		if item := &t.job.Plan.Items[i]; item.Write && !t.apart(item) {
 			items = append(items, item)
 		}
 	}

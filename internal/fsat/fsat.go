@@ -1,0 +1,433 @@
+// Package fsat opens, looks at and changes what lies at managed paths.
+//
+// Its one rule: a path is walked from the descriptor of the root directory, one
+// component at a time, and what is done to a file is done to the descriptor that was
+// looked at. A name says nothing: between two system calls a user of the host may let
+// it lead somewhere else.
+//
+// The walk knows whose place it is in. It is root's at first. From the first directory
+// on that belongs to another user, or that others than root may write to, it is
+// somebody's, for everything below, whoever owns that: he can move directories of root
+// about in there, so that their owner proves nothing. In root's place links are
+// followed. In somebody's place none is, and what already stands there is somebody's
+// data: see Found.Unsafe. What cannot be done for that reason is a *BlockedError, and
+// concerns its path alone.
+//
+// The walk is written by hand: os.Root and filepath-securejoin keep a path below a
+// root, and know nothing of owners.
+package fsat
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+)
+
+// FS is the file system of a host below its root directory. Its methods take absolute
+// paths of the host, and may be called by several goroutines.
+type FS struct {
+	root string
+
+	mu sync.Mutex
+	// top is the root directory, and trail the directories from there to the one that
+	// was last needed: paths come sorted, so the next one often lies in it too.
+	top   *dir
+	trail []step
+}
+
+// step is a component of a path, and the directory that it led to.
+type step struct {
+	name string
+	dir  *dir
+}
+
+// New returns the file system below a directory of this machine. Nothing is opened
+// before it is needed.
+func New(root string) *FS { return &FS{root: root} }
+
+// Forget closes every directory that is held, so that the next walk begins anew.
+func (f *FS) Forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.drop(0)
+	if f.top != nil {
+		f.top.release()
+		f.top = nil
+	}
+}
+
+// Place is whose a directory is.
+type Place struct {
+	// Path is the first directory on the way to it that is not root's alone; "" in
+	// root's place.
+	Path string `json:"path,omitempty"`
+	// UID is the owner of that directory, 0 where it is root's and others may write
+	// to it.
+	UID int `json:"uid,omitempty"`
+}
+
+// Root tells that nobody but root can change what lies there.
+func (p Place) Root() bool { return p.Path == "" }
+
+func (p Place) String() string {
+	switch {
+	case p.Root():
+		return "root's place"
+	case p.UID == 0:
+		return p.Path + ", which others than root may write to"
+	}
+	return fmt.Sprintf("%s, which belongs to uid %d", p.Path, p.UID)
+}
+
+// BlockedError says that a path in somebody's place cannot be looked at or changed as
+// it is now. Whoever the place belongs to can end that, and he can bring it about.
+type BlockedError struct {
+	Path   string
+	Place  Place
+	Reason string // what is in the way
+	Err    error  // the system call's, if one failed
+}
+
+func (e *BlockedError) Error() string {
+	return fmt.Sprintf("%s is blocked: %s (in %s)", e.Path, e.Reason, e.Place)
+}
+
+func (e *BlockedError) Unwrap() error { return e.Err }
+
+// errChanged says that a name stands for something else than it did a moment ago.
+var errChanged = errors.New("somebody put something else there meanwhile")
+
+// blockable are the errors that the owner of a place can bring about there. Others, of
+// a broken disk for example, are what they are anywhere.
+var blockable = []error{
+	errChanged, unix.ENOENT, unix.ENOTDIR, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ELOOP, unix.EPERM,
+	unix.EACCES, unix.EAGAIN, unix.EROFS, unix.EBUSY, unix.EXDEV, unix.ENOSPC, unix.EDQUOT, unix.EINVAL,
+	unix.ENXIO, unix.ENOTCONN, unix.ESTALE, unix.EMLINK, unix.ETXTBSY,
+}
+
+// fail is the error of a system call about a path: in somebody's place a
+// *BlockedError, if he may have brought it about.
+func fail(op, p string, place Place, err error) error {
+	if err == nil {
+		return nil
+	}
+	if !place.Root() && slices.ContainsFunc(blockable, func(known error) bool { return errors.Is(err, known) }) {
+		return &BlockedError{Path: p, Place: place, Reason: op + ": " + err.Error(), Err: err}
+	}
+	return &fs.PathError{Op: op, Path: p, Err: err}
+}
+
+// Gone tells that something on the way to a path is not there any more, or is no
+// directory, or that somebody blocks it.
+func Gone(err error) bool {
+	var blocked *BlockedError
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.As(err, &blocked)
+}
+
+// absentError says that the walk ended before its last component, because there is
+// nothing, or in root's place no directory.
+type absentError struct {
+	place Place
+	errno unix.Errno
+}
+
+func (e *absentError) Error() string { return e.errno.Error() }
+func (e *absentError) Unwrap() error { return e.errno }
+
+// dir is a directory that is held.
+type dir struct {
+	parent *dir // nil of the root directory
+	name   string
+	fd     int // O_PATH
+	device uint64
+	refs   int // of the trail, of directories below, of a call
+	place  Place
+	// sticky: it is root's, others may make names in it, and nobody may take away
+	// another's.
+	sticky bool
+}
+
+// path is where the directory lies, without links.
+func (d *dir) path() string {
+	if d.parent == nil {
+		return "/"
+	}
+	return path.Join(d.parent.path(), d.name)
+}
+
+func (d *dir) release() {
+	for ; d != nil; d = d.parent {
+		if d.refs--; d.refs > 0 {
+			return
+		}
+		shut(d.fd)
+	}
+}
+
+// entry is whose a name in a directory is; st is nil where nothing bears it.
+func (f *FS) entry(d *dir, name string, st *stat) Place {
+	if !d.sticky || st == nil || f.isRoot(st.uid) {
+		return d.place
+	}
+	return Place{Path: path.Join(d.path(), name), UID: int(st.uid)}
+}
+
+// racing are the errors that somebody brings about who makes a name before us.
+var racing = []error{errChanged, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ENOENT, unix.ENOTDIR, unix.ELOOP}
+
+// failNew is fail for a name that is being made: in a sticky directory of root others
+// may have made it.
+func (f *FS) failNew(op, p string, d *dir, name string, err error) error {
+	place := f.entry(d, name, nil)
+	if d.sticky && slices.ContainsFunc(racing, func(known error) bool { return errors.Is(err, known) }) {
+		place = Place{Path: d.path()}
+	}
+	return fail(op, p, place, err)
+}
+
+// isRoot tells the users who may change anything below the root anyway.
+func (f *FS) isRoot(uid uint32) bool { return uid == 0 || f.root != "/" && int(uid) == os.Geteuid() }
+
+func (f *FS) isRootGroup(gid uint32) bool {
+	return gid == 0 || f.root != "/" && int(gid) == os.Getegid()
+}
+
+// drop gives up the trail from the n-th component on.
+func (f *FS) drop(n int) {
+	for _, s := range f.trail[n:] {
+		s.dir.release()
+	}
+	f.trail = f.trail[:n]
+}
+
+// begin opens the root directory.
+func (f *FS) begin() error {
+	if f.top != nil {
+		return nil
+	}
+	fd, err := openat(unix.AT_FDCWD, f.root, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: f.root, Err: err}
+	}
+	st, err := statx(fd, "")
+	if err != nil {
+		shut(fd)
+		return &fs.PathError{Op: "stat", Path: f.root, Err: err}
+	}
+	f.top = &dir{fd: fd, refs: 1, device: st.device}
+	f.top.place, f.top.sticky = f.judge(f.top, nil, &st)
+	return nil
+}
+
+// hold walks to a directory. It is held until the next call; a caller that needs it
+// longer counts itself in refs.
+func (f *FS) hold(p string) (*dir, error) {
+	if err := f.begin(); err != nil {
+		return nil, err
+	}
+	at, n, rest := f.top, 0, strings.TrimPrefix(p, "/")
+	for n < len(f.trail) && rest != "" {
+		name, after, _ := strings.Cut(rest, "/")
+		if f.trail[n].name != name {
+			break
+		}
+		at, rest = f.trail[n].dir, after
+		n++
+	}
+	f.drop(n)
+	links := 0
+	for rest != "" {
+		name, after, _ := strings.Cut(rest, "/")
+		next, err := f.step(at, name, &links)
+		if err != nil {
+			return nil, whole(err, p)
+		}
+		f.trail = append(f.trail, step{name, next})
+		at, rest = next, after
+	}
+	return at, nil
+}
+
+// whole lets an error on the way name the path that was asked for.
+func whole(err error, p string) error {
+	var blocked *BlockedError
+	if errors.As(err, &blocked) {
+		blocked.Path = p
+	}
+	return err
+}
+
+// maxLinks is how many links a walk follows, as the kernel does (path_resolution(7)).
+const maxLinks = 40
+
+// step walks one component on. The directory that it returns is counted once for the
+// caller.
+func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
+	switch name {
+	case "", ".":
+		at.refs++
+		return at, nil
+	case "..":
+		if at.parent != nil {
+			at = at.parent
+		}
+		at.refs++
+		return at, nil
+	}
+	// O_DIRECTORY, too, because without it an automount point is not mounted.
+	fd, err := openat(at.fd, name, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return f.stepOver(at, name, links)
+	}
+	here := path.Join(at.path(), name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, &absentError{f.entry(at, name, nil), unix.ENOENT}
+	}
+	if err != nil {
+		return nil, fail("open", here, f.entry(at, name, nil), err)
+	}
+	st, err := statx(fd, "")
+	if err == nil {
+		next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device}
+		if next.place, next.sticky = f.judge(next, at, &st); !f.strange(next.place, st.device, at.device, &err, here) {
+			at.refs++
+			return next, nil
+		}
+	} else {
+		err = fail("stat", here, f.entry(at, name, nil), err)
+	}
+	shut(fd)
+	return nil, err
+}
+
+// stepOver walks on where there is no directory: over a link in root's place.
+func (f *FS) stepOver(at *dir, name string, links *int) (*dir, error) {
+	here := path.Join(at.path(), name)
+	st, err := statx(at.fd, name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, &absentError{f.entry(at, name, nil), unix.ENOENT}
+	}
+	if err != nil {
+		return nil, fail("stat", here, f.entry(at, name, nil), err)
+	}
+	place := f.entry(at, name, &st)
+	switch {
+	case !place.Root():
+		why := fmt.Sprintf("%s is %s, where a directory should be", here, st.what())
+		return nil, &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENOTDIR}
+	case st.mode&unix.S_IFMT != unix.S_IFLNK:
+		return nil, &absentError{place, unix.ENOTDIR}
+	}
+	if *links++; *links > maxLinks {
+		return nil, &fs.PathError{Op: "open", Path: here, Err: unix.ELOOP}
+	}
+	target, err := readlinkat(at.fd, name)
+	if err != nil {
+		return nil, &fs.PathError{Op: "readlink", Path: here, Err: err}
+	}
+	if path.IsAbs(target) {
+		at = f.top
+	}
+	at.refs++
+	for component := range strings.SplitSeq(target, "/") {
+		next, err := f.step(at, component, links)
+		at.release()
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// Opens tells whether a directory with this owner and mode makes what is in it
+// somebody's.
+func (f *FS) Opens(d disk.Node) bool {
+	open, _ := f.opens(uint32(d.UID), uint32(d.GID), d.Mode)
+	return open
+}
+
+// opens tells whether others than root may change what is in a directory, or may, as
+// in /tmp, only make things of their own in it.
+func (f *FS) opens(uid, gid, mode uint32) (open, sticky bool) {
+	others := mode&0o002 != 0 || mode&0o020 != 0 && !f.isRootGroup(gid)
+	switch {
+	case !f.isRoot(uid):
+		return true, false
+	case others && mode&unix.S_ISVTX != 0:
+		return false, true
+	}
+	return others, false
+}
+
+// judge says whose the things in a directory are. at is the directory that it lies in.
+func (f *FS) judge(d, at *dir, st *stat) (place Place, sticky bool) {
+	if at != nil && !at.place.Root() {
+		return at.place, false
+	}
+	gid := st.gid
+	if st.mode&0o020 != 0 && f.isRootGroup(gid) && hasACL(d.fd) {
+		gid = math.MaxUint32 // the bits of the group are what others may do at most (acl(5))
+	}
+	open, sticky := f.opens(st.uid, gid, st.mode)
+	if !open {
+		return Place{}, sticky
+	}
+	place = Place{Path: d.path()}
+	if !f.isRoot(st.uid) {
+		place.UID = int(st.uid)
+	}
+	return place, false
+}
+
+// strange tells whether something on another device is a FUSE file system that root
+// did not mount, and sets the error: its server says whatever it likes of owners and
+// links, and may never answer. In somebody's place no FUSE file system is trusted.
+func (f *FS) strange(place Place, device, above uint64, err *error, here string) bool {
+	if device == above || unix.Major(device) != 0 {
+		return false
+	}
+	owner, fuse := fuseOwner(device)
+	if !fuse || place.Root() && f.isRoot(owner) {
+		return false
+	}
+	if place.Root() {
+		place = Place{Path: here, UID: int(owner)}
+	}
+	why := fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
+	*err = &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENXIO}
+	return true
+}
+
+// split is where a path lies and what it is called there.
+func split(p string) (dir, name string) {
+	p = path.Clean("/" + p)
+	dir, name = path.Split(p)
+	return path.Clean(dir), name
+}
+
+// in holds the directory of a path for a call that needs it to be there.
+func (f *FS) in(op, p string, do func(d *dir, name string) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	parent, name := split(p)
+	d, err := f.hold(parent)
+	var absent *absentError
+	if errors.As(err, &absent) {
+		return fail(op, p, absent.place, absent.errno)
+	}
+	if err != nil {
+		return whole(err, p)
+	}
+	return do(d, name)
+}

@@ -1,0 +1,373 @@
+package fsat
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/reconf-pull/reconf-pull/internal/disk"
+)
+
+// Found is what stands at a path.
+type Found struct {
+	disk.Node
+	disk.Stat
+	Path string
+	// Place is whose the directory is that it lies in; of what is absent the nearest
+	// one that is there.
+	Place Place
+	Links uint64 // names that the file has
+	// Allocated is how many bytes it takes on the disk: fewer than its size where it
+	// has holes.
+	Allocated int64
+	Immutable bool // or append-only (chattr(1))
+	Mounted   bool // a file system or a file is mounted there
+	Mount     uint64
+	Device    uint64
+}
+
+// Size is that of its contents.
+func (f *Found) Size() int64 { return f.Node.Size }
+
+// SameFile tells whether two names are of one file.
+func (f *Found) SameFile(other *Found) bool {
+	return f.Kind != disk.Absent && other.Kind != disk.Absent && f.Inode == other.Inode && f.Device == other.Device
+}
+
+// found describes what was looked at in a directory.
+func (f *FS) found(d *dir, name, p string, st *stat) (Found, error) {
+	all := Found{
+		Node: disk.Node{Kind: st.kind(), UID: int(st.uid), GID: int(st.gid), Mode: st.mode & 0o7777},
+		Stat: st.Stat, Path: p, Place: f.entry(d, name, st), Links: uint64(st.links), Allocated: st.allocated,
+		Immutable: st.attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0,
+		Mounted:   st.attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, Mount: st.mount, Device: st.device,
+	}
+	switch all.Kind {
+	case disk.File:
+		all.Node.Size = st.Size
+	case disk.Link:
+		all.Mode = 0 // means nothing
+		target, err := readlinkat(d.fd, name)
+		if err != nil {
+			return Found{}, fail("readlink", p, all.Place, err)
+		}
+		all.Target = target
+	}
+	var err error
+	if f.strange(all.Place, st.device, d.device, &err, p) {
+		return Found{}, err
+	}
+	return all, nil
+}
+
+// Look returns what stands at a path, without its contents: SHA256 is empty. A path
+// whose directory is not there is absent.
+func (f *FS) Look(p string) (Found, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.look(p)
+}
+
+func (f *FS) look(p string) (Found, error) {
+	parent, name := split(p)
+	d, err := f.hold(parent)
+	var absent *absentError
+	if errors.As(err, &absent) {
+		return Found{Path: p, Place: absent.place}, nil
+	}
+	if err != nil {
+		return Found{}, err
+	}
+	st, err := statx(d.fd, name)
+	if errors.Is(err, unix.ENOENT) {
+		return Found{Path: p, Place: f.entry(d, name, nil)}, nil
+	}
+	if err != nil {
+		return Found{}, fail("stat", p, f.entry(d, name, nil), err)
+	}
+	return f.found(d, name, p, &st)
+}
+
+// Exists tells whether anything, also a dangling link, stands at the path.
+func (f *FS) Exists(p string) bool {
+	found, err := f.Look(p)
+	return err == nil && found.Kind != disk.Absent
+}
+
+// open holds what a name stands for, whatever it is. Nothing happens to it by that.
+func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
+	fd, err = openat(d.fd, name, unix.O_PATH)
+	if err != nil {
+		return -1, Found{}, fail("open", p, f.entry(d, name, nil), err)
+	}
+	st, err := statx(fd, "")
+	if err == nil {
+		found, err = f.found(d, name, p, &st)
+	} else {
+		err = fail("stat", p, f.entry(d, name, nil), err)
+	}
+	if err != nil {
+		shut(fd)
+		return -1, Found{}, err
+	}
+	return fd, found, nil
+}
+
+// File is a regular file that is read. Reading ends with its context, and after as
+// many bytes as the file had when it was opened.
+type File struct {
+	Found Found
+	f     *os.File
+	bytes io.Reader // of f, until the context ends
+	left  int64
+}
+
+// Until reads on until its context ends, and then fails with the context's error.
+func Until(ctx context.Context, r io.Reader) io.Reader { return &until{ctx, r} }
+
+type until struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u *until) Read(into []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(into)
+}
+
+// Most is how many bytes are read of a file that others than root may have written,
+// unless the caller knows that it may have more.
+const Most = 64 << 20
+
+// Open opens a regular file for reading. One that somebody else than root may have
+// written is a *BlockedError where it has more than most bytes. Nothing but a regular
+// file is opened, so that it never waits.
+func (f *FS) Open(ctx context.Context, p string, most int64) (file *File, err error) {
+	err = f.in("open", p, func(d *dir, name string) error {
+		file, err = f.read(ctx, d, name, p, most)
+		return err
+	})
+	return file, err
+}
+
+func (f *FS) read(ctx context.Context, d *dir, name, p string, most int64) (*File, error) {
+	fd, found, err := f.open(d, name, p)
+	if err != nil {
+		return nil, err
+	}
+	defer shut(fd)
+	if found.Kind != disk.File {
+		return nil, fail("open", p, found.Place, fmt.Errorf("it is no regular file: %w", unix.EINVAL))
+	}
+	if place := f.writers(&found); !place.Root() && found.Size() > most {
+		why := fmt.Sprintf("it has %d bytes, and at most %d are read of it", found.Size(), most)
+		return nil, &BlockedError{Path: p, Place: place, Reason: why, Err: unix.EFBIG}
+	}
+	// Somebody's lease lets an open without O_NONBLOCK wait (fcntl(2)).
+	real, err := unix.Open(own(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fail("open", p, found.Place, err)
+	}
+	file := os.NewFile(uintptr(real), p)
+	return &File{Found: found, f: file, bytes: Until(ctx, file), left: found.Size()}, nil
+}
+
+// writers is whose the bytes of a file are: his who may replace it, or his who owns it.
+func (f *FS) writers(found *Found) Place {
+	if found.Place.Root() && !f.isRoot(uint32(found.UID)) {
+		return Place{Path: found.Path, UID: found.UID}
+	}
+	return found.Place
+}
+
+// Read reads on, as io.Reader says.
+func (r *File) Read(into []byte) (int, error) {
+	if r.left <= 0 {
+		return 0, io.EOF
+	}
+	n, err := r.bytes.Read(into[:min(int64(len(into)), r.left)])
+	r.left -= int64(n)
+	return n, err
+}
+
+// Close ends reading.
+func (r *File) Close() error { return r.f.Close() }
+
+// Read is Look with the hash of a regular file's bytes; most is as in Open.
+func (f *FS) Read(ctx context.Context, p string, most int64) (Found, error) {
+	found, err := f.Look(p)
+	if err != nil || found.Kind != disk.File {
+		return found, err
+	}
+	file, err := f.Open(ctx, p, most)
+	if errors.Is(err, fs.ErrNotExist) && found.Place.Root() {
+		return f.Look(p) // root himself removed it meanwhile
+	}
+	if err != nil {
+		return Found{}, err
+	}
+	defer file.Close()
+	found = file.Found
+	sum := sha256.New()
+	if _, err := io.Copy(sum, file); err != nil {
+		return Found{}, err
+	}
+	found.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	return found, nil
+}
+
+// Follow is Look, but of a link in root's place it returns what that leads to.
+func (f *FS) Follow(p string) (Found, error) {
+	for range maxLinks {
+		found, err := f.Look(p)
+		if err != nil || found.Kind != disk.Link || !found.Place.Root() {
+			return found, err
+		}
+		if p = found.Target; !path.IsAbs(p) {
+			// The directory as it is, not as it was asked for: ".." leaves that.
+			p = path.Join(f.Resolve(path.Dir(found.Path)), p)
+		}
+	}
+	return Found{}, &fs.PathError{Op: "open", Path: p, Err: unix.ELOOP}
+}
+
+// ReadFile reads a file of at most so many bytes, also through a link in root's place.
+// What is larger is an error.
+func (f *FS) ReadFile(p string, most int64) ([]byte, error) {
+	found, err := f.Follow(p)
+	if err != nil {
+		return nil, err
+	}
+	if found.Kind == disk.Absent {
+		return nil, &fs.PathError{Op: "open", Path: p, Err: unix.ENOENT}
+	}
+	file, err := f.Open(context.Background(), found.Path, most)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if file.left > most {
+		return nil, &fs.PathError{Op: "read", Path: p, Err: unix.EFBIG}
+	}
+	return file.Whole()
+}
+
+// Whole reads all that is left into memory.
+func (r *File) Whole() ([]byte, error) {
+	data := bytes.NewBuffer(make([]byte, 0, r.left+bytes.MinRead))
+	_, err := data.ReadFrom(r)
+	return data.Bytes(), err
+}
+
+// Names calls visit with the names in a directory, in no order, until it returns
+// false. The directory may be a link to one, in root's place.
+func (f *FS) Names(p string, visit func(name string) bool) error {
+	names, err := f.directory(p)
+	if err != nil {
+		return err
+	}
+	defer names.Close()
+	const some = 256
+	for {
+		read, err := names.Readdirnames(some)
+		for _, name := range read {
+			if !visit(name) {
+				return nil
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// directory opens a directory for what needs more than a way through it.
+func (f *FS) directory(p string) (file *os.File, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p = path.Clean("/" + p)
+	d, err := f.hold(p)
+	var absent *absentError
+	if errors.As(err, &absent) {
+		return nil, fail("open", p, absent.place, absent.errno)
+	}
+	if err != nil {
+		return nil, err
+	}
+	fd, err := openat(d.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, fail("open", p, d.place, err)
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}
+
+// Resolve is the path of a directory without links, as far as there is one.
+func (f *FS) Resolve(p string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	rest := ""
+	for p = path.Clean("/" + p); ; p, rest = path.Dir(p), path.Join(path.Base(p), rest) {
+		if d, err := f.hold(p); err == nil || p == "/" {
+			if d != nil {
+				p = d.path()
+			}
+			return path.Join(p, rest)
+		}
+	}
+}
+
+// Ground is the directory in which a path lies or, where there is none yet, the
+// nearest one above.
+type Ground struct {
+	Path   string // as it was asked for
+	Place  Place
+	Device uint64
+	Mount  uint64
+	// ReadOnly is its file system, Immutable the directory itself.
+	ReadOnly, Immutable bool
+	Free                uint64 // bytes
+	Block               uint64 // bytes in which the file system gives them out
+}
+
+// Ground returns where a path lies.
+func (f *FS) Ground(p string) (Ground, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p, _ = split(p); ; p = path.Dir(p) {
+		d, err := f.hold(p)
+		var absent *absentError
+		if errors.As(err, &absent) && p != "/" {
+			continue
+		}
+		if err != nil {
+			return Ground{}, err
+		}
+		st, err := statx(d.fd, "")
+		if err != nil {
+			return Ground{}, fail("stat", p, d.place, err)
+		}
+		g := Ground{Path: p, Place: d.place, Device: d.device, Mount: st.mount}
+		g.Immutable = st.attributes&unix.STATX_ATTR_IMMUTABLE != 0
+		var space unix.Statfs_t
+		if err := again(func() error { return unix.Fstatfs(d.fd, &space) }); err != nil {
+			return Ground{}, fail("statfs", p, d.place, err)
+		}
+		g.Free, g.Block = space.Bavail*uint64(space.Bsize), uint64(space.Bsize)
+		g.ReadOnly = space.Flags&unix.ST_RDONLY != 0
+		return g, nil
+	}
+}

@@ -1,0 +1,114 @@
+package reconcile
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
+	"github.com/reconf-pull/reconf-pull/internal/plan"
+	"github.com/reconf-pull/reconf-pull/internal/state"
+)
+
+// unblocked is the reason of a change that applies what was blocked before.
+const unblocked = "unblocked"
+
+// BlockedError says that all of the host config was carried out but for some paths.
+type BlockedError struct{ Paths []state.Blocked }
+
+func (e *BlockedError) Error() string {
+	const most = 20 // lines that a person reads
+	var lines []string
+	for i := range e.Paths[:min(len(e.Paths), most)] {
+		lines = append(lines, e.Paths[i].String())
+	}
+	if more := len(e.Paths) - most; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Hint says how it ends.
+func (e *BlockedError) Hint() string {
+	return "everything else is applied. Have the owner of the place remove what is in the way: every run looks again"
+}
+
+// withoutBlocked is an error without what is said of blocked paths.
+func withoutBlocked(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return errors.Join(slices.DeleteFunc(slices.Clone(joined.Unwrap()), isBlocked)...)
+	}
+	if isBlocked(err) {
+		return nil
+	}
+	return err
+}
+
+func isBlocked(err error) bool {
+	var blocked *BlockedError
+	return errors.As(err, &blocked)
+}
+
+// nameBlocked completes what a run knows of blocked paths: what it saw itself, and what
+// the applied generation lacks. The run ends with them.
+func (r *Reconciler) nameBlocked(out *Outcome) {
+	applied := r.Update.State.Applied
+	if applied == nil || out.Result == Suspended || out.Result == Retired {
+		return
+	}
+	seen := out.Blocked
+	if out.Result == Applied || out.Result == Recorded {
+		seen = nil // before the change
+	}
+	out.Blocked = slices.Clone(applied.Blocked)
+	for _, one := range seen {
+		if !slices.ContainsFunc(out.Blocked, func(b state.Blocked) bool { return b.Path == one.Path }) {
+			out.Blocked = append(out.Blocked, one)
+		}
+	}
+	if len(out.Blocked) == 0 {
+		return
+	}
+	slices.SortFunc(out.Blocked, func(a, b state.Blocked) int { return strings.Compare(a.Path, b.Path) })
+	for i := range out.Blocked {
+		out.Blocked[i].Owner = r.Host.UserName(out.Blocked[i].Place.UID)
+	}
+	out.Aside = errors.Join(out.Aside, &BlockedError{out.Blocked})
+}
+
+// tryBlocked tells whether there is a path that the applied generation lacks, and that
+// may be free by now. Only a plan can say.
+func (r *Reconciler) tryBlocked() bool {
+	now := r.Host.Now()
+	return slices.ContainsFunc(r.Update.State.Applied.Blocked, func(b state.Blocked) bool {
+		return !now.Before(b.NotBefore())
+	})
+}
+
+// notYet are paths that were found blocked while the same host config was carried out,
+// and that are not tried again yet.
+func (r *Reconciler) notYet(digest string) map[string]*fsat.BlockedError {
+	applied, later := r.Update.State.Applied, map[string]*fsat.BlockedError{}
+	if applied == nil || applied.Digest != digest {
+		return later
+	}
+	for _, b := range applied.Blocked {
+		if r.Host.Now().Before(b.NotBefore()) {
+			later[b.Path] = &fsat.BlockedError{Path: b.Path, Place: b.Place, Reason: b.Reason}
+		}
+	}
+	return later
+}
+
+// stillBlocked tells whether a plan for nothing but blocked paths finds none of them
+// free.
+func (r *Reconciler) stillBlocked(p *plan.Plan) bool {
+	blocked := map[string]bool{}
+	for _, item := range p.Blocked() {
+		blocked[item.Path] = true
+	}
+	return p.Empty() && !slices.ContainsFunc(r.Update.State.Applied.Blocked, func(b state.Blocked) bool {
+		return !blocked[b.Path]
+	})
+}
