@@ -114,7 +114,12 @@ func (a *app) finish(err error) int {
 	}
 	if a.json {
 		enc := json.NewEncoder(a.stdout)
-		if enc.Encode(map[string]any{"error": err.Error(), "hint": hint(err), "exit_status": status, "findings": findings(err)}) != nil {
+		document := map[string]any{"error": err.Error(), "hint": hint(err), "exit_status": status, "findings": findings(err)}
+		var blocked *reconcile.BlockedError
+		if errors.As(err, &blocked) {
+			document["blocked"] = blocked.Paths
+		}
+		if enc.Encode(document) != nil {
 			return exitFailure
 		}
 		return status

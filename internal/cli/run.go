@@ -84,7 +84,7 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		text := a.planText(m, false)
 		_ = text.Write(ctx, a.stdout, p.Plan) // likewise
 		_ = text.WriteScripts(a.stdout, p.Runs)
-		_ = report.WriteEngine(a.stdout, &p.Engine)
+		_ = report.WriteEngine(a.stdout, &p.Engine, p.Plan)
 		if p.Reboot != "" {
 			_ = a.print("The machine will be rebooted: " + p.Reboot + ".\n") // likewise
 		}
@@ -101,8 +101,11 @@ func (a *app) pull(ctx context.Context, m *machine, st *state.State) error {
 		if out.Plan != nil {
 			out.Plan = report.Shown(out.Plan)
 		}
-		if out.Aside == nil {
+		switch {
+		case out.Aside == nil:
 			return a.printJSON(out)
+		case reconcile.OnlyBlocked(out.Aside): // which the outcome has
+			return errors.Join(a.printJSON(out), exitStatus(exitFailure))
 		}
 		return aside(nil, out.Aside) // one document: what went wrong is in it
 	}
@@ -175,8 +178,13 @@ func (e *timeoutError) Error() string {
 
 // outcome is the one line that a run ends with.
 func outcome(o reconcile.Outcome) string {
-	took := o.Duration.Round(time.Millisecond)
+	took := o.Duration.Round(time.Millisecond).String()
 	at := fmt.Sprintf("%.12s (%s)", o.Commit, strings.TrimPrefix(o.Ref, "refs/heads/"))
+	if n := len(o.Blocked); n == 1 {
+		at += " but for 1 path that is blocked"
+	} else if n > 1 {
+		at += fmt.Sprintf(" but for %d paths that are blocked", n)
+	}
 	switch {
 	case o.Result == reconcile.Stale && o.Host == "":
 		return fmt.Sprintf("the remote is stale, and nothing was done, took %s\n", took)
@@ -258,7 +266,7 @@ func (a *app) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !p.Changes() {
+	if !p.Changes() && len(p.Plan.Blocked()) == 0 {
 		return nil
 	}
 	return exitStatus(exitChanges)
@@ -278,7 +286,7 @@ func (a *app) showPlan(ctx context.Context, m *machine, p *reconcile.Proposal) e
 	if err := text.Write(ctx, a.stdout, p.Plan); err != nil {
 		return err
 	}
-	err := errors.Join(text.WriteScripts(a.stdout, p.Runs), report.WriteEngine(a.stdout, &p.Engine))
+	err := errors.Join(text.WriteScripts(a.stdout, p.Runs), report.WriteEngine(a.stdout, &p.Engine, p.Plan))
 	if err != nil || p.Reboot == "" {
 		return err
 	}

@@ -79,14 +79,19 @@ type Place struct {
 // Root tells that nobody but root can change what lies there.
 func (p Place) Root() bool { return p.Path == "" }
 
-func (p Place) String() string {
+func (p Place) String() string { return p.Of("") }
+
+// Of is the place for a reader who knows its owner by name.
+func (p Place) Of(name string) string {
 	switch {
 	case p.Root():
 		return "root's place"
 	case p.UID == 0:
 		return p.Path + ", which others than root may write to"
+	case name == "":
+		return fmt.Sprintf("%s, which belongs to uid %d", p.Path, p.UID)
 	}
-	return fmt.Sprintf("%s, which belongs to uid %d", p.Path, p.UID)
+	return fmt.Sprintf("%s, which belongs to %s (uid %d)", p.Path, name, p.UID)
 }
 
 // BlockedError says that a path in somebody's place cannot be looked at or changed as

@@ -34,6 +34,9 @@ func (e *BlockedError) Hint() string {
 	return "everything else is applied. Have the owner of the place remove what is in the way: every run looks again"
 }
 
+// OnlyBlocked tells whether an error says nothing but that paths are blocked.
+func OnlyBlocked(err error) bool { return err != nil && withoutBlocked(err) == nil }
+
 // withoutBlocked is an error without what is said of blocked paths.
 func withoutBlocked(err error) error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {

@@ -136,7 +136,7 @@ func (t *PlanText) files(ctx context.Context, p *plan.Plan) string {
 		if sign == "" {
 			continue
 		}
-		fmt.Fprintf(&b, "  %s %s%s\n", t.paint(color, sign), item.Path, describe(item))
+		fmt.Fprintf(&b, "  %s %s%s\n", t.paint(color, sign), item.Path, t.describe(item))
 		if t.Diffs {
 			b.WriteString(t.diff(ctx, item))
 		}
@@ -238,12 +238,12 @@ func sign(item *plan.Item) (string, string) {
 	}
 }
 
-func describe(item *plan.Item) string {
+func (t *PlanText) describe(item *plan.Item) string {
 	var parts []string
 	before, after := item.Before, item.After
 	switch {
 	case item.Action == plan.Blocked:
-		return fmt.Sprintf(" (blocked: %s; in %s)", item.Note, item.Place)
+		return fmt.Sprintf(" (blocked: %s; in %s)", item.Note, item.Place.Of(t.Host.UserName(item.Place.UID)))
 	case item.Action == plan.Create && after.Kind == disk.Directory:
 		parts = append(parts, fmt.Sprintf("directory %04o", after.Mode))
 	case item.Action == plan.Create && after.Kind == disk.File:
@@ -373,7 +373,7 @@ const PlanSchema = 1
 
 // WriteEngine says which engine carries the plan out, and why, unless it is the
 // one that needs no choice, and what it does besides the plan.
-func WriteEngine(w io.Writer, r *engine.Request) error {
+func WriteEngine(w io.Writer, r *engine.Request, p *plan.Plan) error {
 	if r.Choice.Name == engine.Native && len(r.Migrations) == 0 {
 		return nil
 	}
@@ -385,6 +385,11 @@ func WriteEngine(w io.Writer, r *engine.Request) error {
 	}
 	for _, m := range r.Migrations {
 		fmt.Fprintf(&b, "  %s %s\n", how, m.Path)
+	}
+	for i := range p.Items {
+		if item := &p.Items[i]; r.Choice.Name != engine.Native && item.Write && item.Place != nil {
+			fmt.Fprintf(&b, "  by reconf-pull itself: %s (in %s; Salt would open it by its name)\n", item.Path, item.Place)
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

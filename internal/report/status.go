@@ -299,7 +299,7 @@ func (s *Status) Write(w io.Writer, now time.Time) error {
 		row("lock", "%s", s.Lock)
 	}
 	for i := range s.Blocked {
-		row("blocked", "%s", &s.Blocked[i])
+		row("blocked", "%s: %s", s.Blocked[i].Path, s.Blocked[i].Why())
 	}
 	for _, note := range s.Notes {
 		row("note", "%s", note)

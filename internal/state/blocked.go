@@ -30,13 +30,10 @@ type Blocked struct {
 	Tried time.Time `json:"tried,omitzero"`
 }
 
-func (b *Blocked) String() string {
-	text := fmt.Sprintf("%s is blocked: %s (in %s", b.Path, b.Reason, b.Place)
-	if b.Owner != "" {
-		text += ", " + b.Owner
-	}
-	return text + ")"
-}
+func (b *Blocked) String() string { return b.Path + " is blocked: " + b.Why() }
+
+// Why says what is in the way, and where.
+func (b *Blocked) Why() string { return fmt.Sprintf("%s (in %s)", b.Reason, b.Place.Of(b.Owner)) }
 
 // NotBefore is when a path that was found blocked late is tried again. The waits
 // double, so that whoever brings it about costs the host little: a try is a change
