@@ -200,7 +200,10 @@ func (f *FS) failNew(op, p string, d *dir, name string, err error) error {
 	return fail(op, p, place, err)
 }
 
-// isRoot tells the users who may change anything below the root anyway.
+// IsRoot tells the users who may change anything below the root anyway: below another
+// one, whoever runs this is one.
+func (f *FS) IsRoot(uid int) bool { return f.isRoot(uint32(uid)) }
+
 func (f *FS) isRoot(uid uint32) bool { return uid == 0 || f.root != "/" && int(uid) == os.Geteuid() }
 
 func (f *FS) isRootGroup(gid uint32) bool {
@@ -303,16 +306,18 @@ func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
 	}
 	st, err := statx(fd, "")
 	if err == nil {
-		next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device}
-		if next.place, next.sticky = f.judge(next, at, &st); !f.strange(next.place, st.device, at.device, &err, here) {
-			at.refs++
-			return next, nil
-		}
+		err = f.strange(at, st.device, here)
 	} else {
 		err = fail("stat", here, f.entry(at, name, nil), err)
 	}
-	shut(fd)
-	return nil, err
+	if err != nil {
+		shut(fd)
+		return nil, err
+	}
+	next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device}
+	next.place, next.sticky = f.judge(next, at, &st)
+	at.refs++
+	return next, nil
 }
 
 // stepOver walks on where there is no directory: over a link in root's place.
@@ -395,23 +400,23 @@ func (f *FS) judge(d, at *dir, st *stat) (place Place, sticky bool) {
 	return place, false
 }
 
-// strange tells whether something on another device is a FUSE file system that root
-// did not mount, and sets the error: its server says whatever it likes of owners and
-// links, and may never answer. In somebody's place no FUSE file system is trusted.
-func (f *FS) strange(place Place, device, above uint64, err *error, here string) bool {
-	if device == above || unix.Major(device) != 0 {
-		return false
+// strange is the error of something in a directory that is on another device, if that
+// is a FUSE file system that root did not mount: its server says whatever it likes of
+// owners and links, and may never answer. In somebody's place none is trusted.
+func (f *FS) strange(at *dir, device uint64, here string) error {
+	if device == at.device || unix.Major(device) != 0 {
+		return nil
 	}
 	owner, fuse := fuseOwner(device)
-	if !fuse || place.Root() && f.isRoot(owner) {
-		return false
+	if !fuse || at.place.Root() && f.isRoot(owner) {
+		return nil
 	}
+	place := at.place
 	if place.Root() {
 		place = Place{Path: here, UID: int(owner)}
 	}
 	why := fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
-	*err = &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENXIO}
-	return true
+	return &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENXIO}
 }
 
 // split is where a path lies and what it is called there.

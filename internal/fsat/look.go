@@ -62,11 +62,7 @@ func (f *FS) found(d *dir, name, p string, st *stat) (Found, error) {
 		}
 		all.Target = target
 	}
-	var err error
-	if f.strange(all.Place, st.device, d.device, &err, p) {
-		return Found{}, err
-	}
-	return all, nil
+	return all, f.strange(d, st.device, p)
 }
 
 // Look returns what stands at a path, without its contents: SHA256 is empty. A path

@@ -64,11 +64,18 @@ func (m *maker) blockBelow() {
 
 // guard keeps what stands in somebody's place from becoming, as it is, what is wanted
 // there. A file whose bytes the config says is written anew instead, and a directory
-// that we made is known by its inode. Everything else is blocked.
+// that we made is known by its inode. Everything else is blocked. A file that is taken
+// from its owner is written anew in any place: he may still have it open.
 func (m *maker) guard(item *Item, b *base, found *fsat.Found) error {
 	kind := item.After.Kind
 	inPlace := item.Write && kind == found.Kind && (kind == disk.Directory || kind == disk.File && !item.NeedsContent())
-	if !inPlace || found.Place.Root() {
+	if !inPlace {
+		return nil
+	}
+	if taken := found.UID != item.After.UID && !m.Host.Files.IsRoot(found.UID); taken && kind == disk.File {
+		item.Anew = item.After.SHA256 != ""
+	}
+	if item.Anew || found.Place.Root() {
 		return nil
 	}
 	why := whyUnsafe(found, item.After)

@@ -333,6 +333,8 @@ func (m *maker) astray(p string) (bool, error) {
 			return false, err
 		}
 		switch {
+		case found.Kind == disk.File && item != nil && item.Write && item.After.Kind == disk.Directory:
+			return true, nil // it gives way
 		case found.Kind != disk.Link:
 		case w != nil && w.node.Kind == disk.Link,
 			item != nil && item.Write && item.After.Kind == disk.Directory,

@@ -53,8 +53,8 @@ type Item struct {
 	Note     string    `json:"note,omitempty"`
 	// Place is whose place it lies in, or will lie in; nil in root's.
 	Place *fsat.Place `json:"place,omitempty"`
-	// Anew: a file in somebody's place is written although it has its bytes, because
-	// what is there must not get its owner or mode.
+	// Anew: a file is written although it has its bytes, because what is there must not
+	// get its owner or mode.
 	Anew bool `json:"anew,omitempty"`
 	// Inode is the directory in somebody's place that may get its owner and mode.
 	Inode uint64 `json:"inode,omitempty"`

@@ -58,11 +58,16 @@ func (u *Update) verify(ctx context.Context, change *state.Change, job *engine.J
 func (u *Update) lost(ctx context.Context, job *engine.Job) ([]string, error) {
 	entries := job.Manifest.Lookup()
 	written := &state.Manifest{}
+	late, err := state.ReadBlocked(job.Dir)
+	if err != nil {
+		return nil, err
+	}
 	var lost []string
 	for i := range job.Plan.Items {
 		item := &job.Plan.Items[i]
+		left := slices.ContainsFunc(late, func(b state.Blocked) bool { return b.Path == item.Path })
 		switch entry := entries[item.Path]; {
-		case !item.Write:
+		case !item.Write || left:
 		case item.After.Kind != disk.Absent && entry != nil:
 			written.Entries = append(written.Entries, *entry)
 		case item.Before.Kind != disk.Directory: // one that is not empty stays
