@@ -10,8 +10,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/reconf-pull/reconf-pull/internal/contents"
 	"github.com/reconf-pull/reconf-pull/internal/desired"
@@ -377,7 +376,7 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 		hinted interface{ Hint() string }
 	)
 	switch {
-	case errors.As(err, &keys), errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, unix.ENOSPC), ctx.Err() != nil:
+	case errors.As(err, &keys), errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, syscall.ENOSPC), ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", w.path, err) // nothing is wrong with the host config
 	case err != nil:
 		m.problem(w.position, "%s: %v", w.path, err)
