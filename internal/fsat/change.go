@@ -98,7 +98,7 @@ func (f *FS) create(d *dir, name, temp, p string, is Attributes, fill func(*Draf
 		err = keepAttributes(d, name, fd)
 	}
 	if err == nil {
-		err = f.failNew("set the attributes of", beside, d, temp, dress(fd, is, aclAccess))
+		err = f.failNew("set the attributes of", beside, d, temp, d.dress(fd, is, aclAccess))
 	}
 	if err == nil {
 		id, err = identify(fd)
@@ -106,11 +106,13 @@ func (f *FS) create(d *dir, name, temp, p string, is Attributes, fill func(*Draf
 	return id, errors.Join(err, file.Close())
 }
 
-// dress gives an open file its owner, label and mode; the owner first, because
-// chown(2) takes set-id bits away.
-func dress(fd int, is Attributes, acls ...string) error {
-	if err := dropACL(fd, acls...); err != nil {
-		return err
+// dress gives what was made in a directory its owner, label and mode; the owner first,
+// because chown(2) takes set-id bits away.
+func (d *dir) dress(fd int, is Attributes, acls ...string) error {
+	if d.inherited() {
+		if err := dropACL(fd, acls...); err != nil {
+			return err
+		}
 	}
 	if err := unix.Fchown(fd, is.Node.UID, is.Node.GID); err != nil {
 		return err
@@ -275,10 +277,14 @@ func (f *FS) Rename(p, temp string, made ID) (changed bool, err error) {
 	return changed, err
 }
 
-// Mkdir makes a directory. It is root's alone until it has its owner and mode.
+// Mkdir makes a directory. It is root's alone to write until it has its owner and mode.
 func (f *FS) Mkdir(p string, is Attributes) error {
 	return f.in("mkdir", p, func(d *dir, name string) error {
-		if err := unix.Mkdirat(d.fd, name, 0o700); err != nil {
+		mode := uint32(0o700)
+		if d.place.Root() {
+			mode = is.Node.Mode & 0o755 // one that a crash leaves has it already
+		}
+		if err := unix.Mkdirat(d.fd, name, mode); err != nil {
 			return f.failNew("mkdir", p, d, name, err)
 		}
 		fd, err := openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
@@ -298,7 +304,7 @@ func (f *FS) Mkdir(p string, is Attributes) error {
 				return f.failNew("mkdir", p, d, name, errChanged)
 			}
 		}
-		return f.failNew("set the attributes of", p, d, name, dress(fd, is, aclAccess, aclDefault))
+		return f.failNew("set the attributes of", p, d, name, d.dress(fd, is, aclAccess, aclDefault))
 	})
 }
 

@@ -160,6 +160,21 @@ type dir struct {
 	// sticky: it is root's, others may make names in it, and nobody may take away
 	// another's.
 	sticky bool
+	// acl tells whether what is made in it gets an ACL, once that was asked.
+	acl *bool
+}
+
+// inherited tells whether what was made in the directory got an ACL from it. In
+// somebody's place he may have given it one a moment ago.
+func (d *dir) inherited() bool {
+	if !d.place.Root() {
+		return true
+	}
+	if d.acl == nil {
+		has := hasACL(d.fd, aclDefault)
+		d.acl = &has
+	}
+	return *d.acl
 }
 
 // path is where the directory lies, without links.
@@ -386,7 +401,7 @@ func (f *FS) judge(d, at *dir, st *stat) (place Place, sticky bool) {
 		return at.place, false
 	}
 	gid := st.gid
-	if st.mode&0o020 != 0 && f.isRootGroup(gid) && hasACL(d.fd) {
+	if st.mode&0o020 != 0 && f.isRootGroup(gid) && hasACL(d.fd, aclAccess) {
 		gid = math.MaxUint32 // the bits of the group are what others may do at most (acl(5))
 	}
 	open, sticky := f.opens(st.uid, gid, st.mode)

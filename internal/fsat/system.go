@@ -115,9 +115,10 @@ const (
 	aclDefault = "system.posix_acl_default"
 )
 
-// hasACL tells whether there is more to who may write than the mode says.
-func hasACL(fd int) bool {
-	size, err := unix.Getxattr(own(fd), aclAccess, nil)
+// hasACL tells whether a directory has an ACL: one that says more of who may do what than
+// its mode, or one for what is made in it.
+func hasACL(fd int, which string) bool {
+	size, err := unix.Getxattr(own(fd), which, nil)
 	return err == nil && size > 0
 }
 

@@ -110,7 +110,7 @@ func (o *Offline) link(link systemd.Link) error {
 		return err
 	}
 	if err := o.mkdir(dir); err != nil {
-		return err
+		return errors.Join(err, o.removeEmpty(dir))
 	}
 	temp := "." + path.Base(link.Path) + ".reconf"
 	made, err := files.Symlink(link.Path, temp, link.Target, fsat.Attributes{})

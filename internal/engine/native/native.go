@@ -465,7 +465,7 @@ func (t *transaction) copyBlob(ctx context.Context, into *fsat.Draft, node disk.
 	}
 	blob, err := engine.Stored(stored, node, t.Secrets)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", engine.ErrDamaged, err)
 	}
 	defer blob.Close()
 	seen := sha256.New()
