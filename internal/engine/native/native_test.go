@@ -622,3 +622,24 @@ func TestSecretsAreKeptEncrypted(t *testing.T) {
 		t.Errorf("%d late versions are kept", files)
 	}
 }
+
+// The copies that the pin makes take room in the state: as much as the files do, and
+// not as they are long.
+func TestCheckCountsCopies(t *testing.T) {
+	b := newBench(t)
+	small := filepath.Join(t.TempDir(), "state")
+	b.check(os.Mkdir(small, 0o700))
+	b.check(unix.Mount("tmpfs", small, "tmpfs", 0, "size=1m"))
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	b.put("/etc/a", "")
+	b.check(os.Truncate(b.at("/etc/a"), 64<<20))
+	b.want("/etc/a", b.file(0o644, "v2"))
+	b.engine.Blobs = small
+	if _, err := b.engine.Check(t.Context(), b.job); err != nil {
+		t.Errorf("of holes: %v", err)
+	}
+	b.put("/etc/a", strings.Repeat("x", 2<<20))
+	if _, err := b.engine.Check(t.Context(), b.job); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), small) {
+		t.Errorf("of bytes: %v", err)
+	}
+}
