@@ -158,7 +158,8 @@ func (a *app) reconciler(m *machine, st *state.State) (*reconcile.Reconciler, er
 		Host: m.host, Dirs: m.dirs, Source: src, Trust: trust, Author: a.checkout != "" && a.host != "", Names: names, Named: named, Strict: m.config.Translate.Strict, Limits: limits(m),
 		Settings: plan.Settings{
 			OnConflict: m.config.Apply.OnConflict, PruneModified: m.config.Apply.PruneModified,
-			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct", MaxFile: int64(m.config.Translate.MaxFile),
+			AllowMassRemoval: m.config.Apply.AllowMassRemoval, CorrectDrift: m.config.Drift.Mode == "correct",
+			MaxFile: int64(m.config.Translate.MaxFile),
 			Watches: m.config.Watches(), Protected: protected(m), Own: own(m),
 		},
 		Contents: opener,

@@ -14,7 +14,11 @@ import (
 // Drifted lists the managed paths that are not as they were left, and those that
 // somebody keeps from being looked at. Contents are read only where size and owner are
 // as they were left, and time or inode are not.
-func Drifted(ctx context.Context, h *host.Host, m *state.Manifest) (drifted []string, blocked []*fsat.BlockedError, err error) {
+func Drifted(ctx context.Context, h *host.Host, m *state.Manifest) ([]string, []*fsat.BlockedError, error) {
+	var (
+		drifted []string
+		blocked []*fsat.BlockedError
+	)
 	h.Files.Forget()
 	for i := range m.Entries {
 		entry := &m.Entries[i]

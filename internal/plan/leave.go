@@ -322,7 +322,8 @@ func (m *maker) checkKinds() error {
 				continue
 			}
 			if err != nil || foreign != "" {
-				m.refuseAt(p, found.Place, fmt.Sprintf("is a directory on this host and holds %s, which is not of this config: move it away, a %s is to stand there", foreign, item.After.Kind))
+				m.refuseAt(p, found.Place, fmt.Sprintf("is a directory on this host and holds %s, "+
+					"which is not of this config: move it away, a %s is to stand there", foreign, item.After.Kind))
 			}
 		}
 		if why := m.whyClosed(p); why != "" {

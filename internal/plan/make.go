@@ -376,7 +376,8 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 		hinted interface{ Hint() string }
 	)
 	switch {
-	case errors.As(err, &keys), errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged), errors.Is(err, syscall.ENOSPC), ctx.Err() != nil:
+	case errors.As(err, &keys), errors.Is(err, source.ErrUnavailable), errors.Is(err, source.ErrDamaged),
+		errors.Is(err, syscall.ENOSPC), ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", w.path, err) // nothing is wrong with the host config
 	case err != nil:
 		m.problem(w.position, "%s: %v", w.path, err)
@@ -643,7 +644,9 @@ func (s *several) Close() error {
 
 // beforeAppend is what the file holds without what is appended, and how the
 // engine keeps it for the next time.
-func (m *maker) beforeAppend(ctx context.Context, w *want, found *fsat.Found, b *base, tail []byte) ([]byte, *Pristine, error) {
+func (m *maker) beforeAppend(
+	ctx context.Context, w *want, found *fsat.Found, b *base, tail []byte,
+) ([]byte, *Pristine, error) {
 	p := w.path
 	node, ok, err := m.Pristine.Node(p)
 	if err != nil {
@@ -692,7 +695,8 @@ func (m *maker) beforeAppend(ctx context.Context, w *want, found *fsat.Found, b 
 // readWhole reads the file that something is appended to, as it was looked at.
 func (m *maker) readWhole(p string, looked, wanted disk.Node) ([]byte, error) {
 	if most := m.Settings.most(); looked.Size > most {
-		return nil, fmt.Errorf("it has %d bytes, and something is appended to files of at most %d (translate.max_file)", looked.Size, most)
+		return nil, fmt.Errorf("it has %d bytes, and something is appended to files of at most %d (translate.max_file)",
+			looked.Size, most)
 	}
 	f, err := m.Host.Files.Open(m.ctx, p, m.most(p))
 	if err != nil {
@@ -774,9 +778,11 @@ func (m *maker) hardLink(w *want, item *Item, found *fsat.Found) error {
 		m.problem(w.position, "%s is to be a hard link to %s, which is not a file on this host and not in this config", w.path, target)
 		return nil
 	case found.Place.Root() && !theirs.Place.Root():
-		return &fsat.BlockedError{Path: w.path, Place: theirs.Place, Reason: "it would be a name for " + target + ", which somebody else than root may change"}
+		why := "it would be a name for " + target + ", which somebody else than root may change"
+		return &fsat.BlockedError{Path: w.path, Place: theirs.Place, Reason: why}
 	case blocked != nil && blocked.Action == Blocked:
-		return &fsat.BlockedError{Path: w.path, Place: *blocked.Place, Reason: fmt.Sprintf("%s is blocked: %s", target, blocked.Note)}
+		why := fmt.Sprintf("%s is blocked: %s", target, blocked.Note)
+		return &fsat.BlockedError{Path: w.path, Place: *blocked.Place, Reason: why}
 	case m.mountOf(w.path) != m.mountOf(target):
 		m.refuseAt(w.path, found.Place, fmt.Sprintf("is to be a hard link to %s, which lies on another file system", target))
 		return nil

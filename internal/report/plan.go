@@ -60,7 +60,8 @@ func Summary(p *plan.Plan) string {
 		text   string
 	}{
 		{plan.Create, "to create"}, {plan.Update, "to update"}, {plan.Adopt, "to adopt"}, {plan.Conflict, "in conflict"},
-		{plan.Remove, "to remove"}, {plan.Restore, "to restore"}, {plan.Drift, "drifted"}, {plan.Keep, "left behind"}, {plan.Blocked, "blocked"},
+		{plan.Remove, "to remove"}, {plan.Restore, "to restore"}, {plan.Drift, "drifted"}, {plan.Keep, "left behind"},
+		{plan.Blocked, "blocked"},
 	} {
 		if n := counts[one.action]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, one.text))

@@ -181,7 +181,8 @@ func (s *Status) judge() {
 	case s.Last != nil && s.Last.Error != "":
 		s.Health, s.Next = Failing, "see the error above; every run tries again"
 	case len(s.Blocked) > 0:
-		s.Health, s.Next = Failing, "have the owner of the place remove what is in the way: every run looks again, and everything else is applied"
+		s.Health = Failing
+		s.Next = "have the owner of the place remove what is in the way: every run looks again; everything else is applied"
 	case s.Suspended != nil:
 		s.Health, s.Next = Pending, "suspended: `reconf-pull resume` ends it"
 	case s.Applied == nil:

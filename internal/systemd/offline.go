@@ -276,7 +276,8 @@ func (o Offline) dropins(name string, shared bool) ([]string, error) {
 	}
 	var files []string
 	for _, file := range found {
-		if here, err := o.Host.Files.Look(file); err == nil && here.Kind == disk.Link && absolute(file, here.Target) == "/dev/null" {
+		here, err := o.Host.Files.Look(file)
+		if err == nil && here.Kind == disk.Link && absolute(file, here.Target) == "/dev/null" {
 			continue // masked
 		}
 		files = append(files, file)

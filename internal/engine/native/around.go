@@ -20,8 +20,8 @@ import (
 // accounts that the plan's sysusers.d files declare, so that every owner is a
 // number, writes what lies in somebody's place (see Theirs), keeps what somebody
 // changed since the change was pinned, and takes away what stands where another kind
-// of file is wanted, directories only when they are empty. It may be called again after a crash, and its errors are those
-// of Apply.
+// of file is wanted, directories only when they are empty. It may be called again after
+// a crash, and its errors are those of Apply.
 func (e *Engine) MakeWay(ctx context.Context, job *engine.Job) (engine.Result, error) {
 	t := newTransaction(e, job)
 	err := t.makeWay(ctx)
@@ -138,14 +138,14 @@ func (t *transaction) tighten(item *plan.Item, now disk.Node) error {
 		return nil
 	}
 	t.begun = true
-	closed := now
-	if closed.Mode = mode; sameOwner {
-		return t.Host.Files.Own(item.Path, fsat.Attributes{Node: closed}, 0)
+	become := func() error { return t.Host.Files.Own(item.Path, fsat.Attributes{Node: now}, 0) }
+	if now.Mode = mode; sameOwner {
+		return become()
 	}
-	closed.Mode = 0
-	given := closed
-	given.UID, given.GID = item.After.UID, item.After.GID
-	return errors.Join(t.Host.Files.Own(item.Path, fsat.Attributes{Node: closed}, 0), t.Host.Files.Own(item.Path, fsat.Attributes{Node: given}, 0))
+	now.Mode = 0
+	err := become()
+	now.UID, now.GID = item.After.UID, item.After.GID
+	return errors.Join(err, become())
 }
 
 // inTheWay tells whether what stands at the path is more than something to be
@@ -217,7 +217,8 @@ func (t *transaction) finish(ctx context.Context) (differing []string, err error
 			return nil, fmt.Errorf("looking at %s: %w", item.Path, err)
 		}
 		if !t.isDone(item, now.Node) {
-			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, describe(now.Node, item.Secret()), describe(item.After, item.Secret())))
+			is, should := describe(now.Node, item.Secret()), describe(item.After, item.Secret())
+			differing = append(differing, fmt.Sprintf("%s (%s instead of %s)", item.Path, is, should))
 		}
 	}
 	if err := t.sync(); err != nil {

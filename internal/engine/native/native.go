@@ -67,7 +67,8 @@ func (e *Engine) checkSpace(p *plan.Plan) error {
 	}
 	for _, d := range demands {
 		if d.own && d.need > d.free {
-			return fmt.Errorf("%w on the file system of %s: %d bytes are to be written, %d are free", syscall.ENOSPC, d.first, d.need, d.free)
+			return fmt.Errorf("%w on the file system of %s: %d bytes are to be written, %d are free",
+				syscall.ENOSPC, d.first, d.need, d.free)
 		}
 	}
 	return nil
@@ -386,7 +387,8 @@ func (t *transaction) checkLate(ctx context.Context, item *plan.Item, now fsat.F
 	}
 	// A directory, or another owner or mode, may be half of our own work, also where
 	// the contents are in place already.
-	if !now.Node.SameContent(item.Before) && !now.Node.SameContent(item.After) && now.Kind != disk.Absent && now.Kind != disk.Directory {
+	edited := !now.Node.SameContent(item.Before) && !now.Node.SameContent(item.After)
+	if edited && now.Kind != disk.Absent && now.Kind != disk.Directory {
 		if err := t.backupLate(ctx, item, now.Node); err != nil {
 			return err
 		}
@@ -573,7 +575,8 @@ func (t *transaction) commit(item *plan.Item) error {
 	if staged {
 		return t.replace(item, id)
 	}
-	if now, err := t.Host.Files.Look(item.Path); err != nil || now.Kind != item.After.Kind || item.After.Kind == disk.Link {
+	now, err := t.Host.Files.Look(item.Path)
+	if err != nil || now.Kind != item.After.Kind || item.After.Kind == disk.Link {
 		return err // a link, or a file of another kind, was put in place before a crash
 	}
 	t.begun = true

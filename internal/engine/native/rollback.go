@@ -87,7 +87,10 @@ func (e *Engine) inverse(ctx context.Context, job *engine.Job) (*plan.Plan, map[
 			backups[after.Stored()] = filepath.Join(job.Dir, "backups", engine.Backup(i, after))
 		}
 		now.Secret = item.Secret()
-		back.Items = append(back.Items, plan.Item{Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true, Place: item.Place, Anew: item.Anew, Inode: item.Inode})
+		back.Items = append(back.Items, plan.Item{
+			Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true,
+			Place: item.Place, Anew: item.Anew, Inode: item.Inode,
+		})
 	}
 	full, err := e.keepFull(back)
 	return back, backups, append(notes, full...), err
