@@ -235,7 +235,7 @@ func (f *FS) Link(p, temp, target string) (id ID, err error) {
 			return fail("link", p, absent.place, absent.errno)
 		}
 		if err != nil {
-			return err
+			return whole(err, p)
 		}
 		beside := path.Join(path.Dir(p), temp)
 		if d.place.Root() && !found.Place.Root() {
@@ -361,7 +361,7 @@ func (f *FS) Remove(p string) (removed bool, err error) {
 	parent, name := split(p)
 	d, err := f.hold(parent)
 	if err != nil {
-		return false, err
+		return false, whole(err, p)
 	}
 	flags := 0
 	if found.Kind == disk.Directory {

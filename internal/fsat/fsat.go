@@ -47,8 +47,9 @@ type FS struct {
 
 // step is a component of a path, and the directory that it led to.
 type step struct {
-	name string
-	dir  *dir
+	name  string
+	dir   *dir
+	links int // that were followed to get there
 }
 
 // New returns the file system below a directory of this machine. Nothing is opened
@@ -258,24 +259,23 @@ func (f *FS) hold(p string) (*dir, error) {
 	if err := f.begin(); err != nil {
 		return nil, err
 	}
-	at, n, rest := f.top, 0, strings.TrimPrefix(p, "/")
+	at, n, links, rest := f.top, 0, 0, strings.TrimPrefix(p, "/")
 	for n < len(f.trail) && rest != "" {
 		name, after, _ := strings.Cut(rest, "/")
 		if f.trail[n].name != name {
 			break
 		}
-		at, rest = f.trail[n].dir, after
+		at, rest, links = f.trail[n].dir, after, f.trail[n].links
 		n++
 	}
 	f.drop(n)
-	links := 0
 	for rest != "" {
 		name, after, _ := strings.Cut(rest, "/")
 		next, err := f.step(at, name, &links)
 		if err != nil {
 			return nil, whole(err, p)
 		}
-		f.trail = append(f.trail, step{name, next})
+		f.trail = append(f.trail, step{name, next, links})
 		at, rest = next, after
 	}
 	return at, nil

@@ -81,7 +81,7 @@ func (f *FS) look(p string) (Found, error) {
 		return Found{Path: p, Place: absent.place}, nil
 	}
 	if err != nil {
-		return Found{}, err
+		return Found{}, whole(err, p)
 	}
 	st, err := statx(d.fd, name)
 	if errors.Is(err, unix.ENOENT) {
@@ -343,6 +343,7 @@ type Ground struct {
 func (f *FS) Ground(p string) (Ground, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	asked := p
 	for p, _ = split(p); ; p = path.Dir(p) {
 		d, err := f.hold(p)
 		var absent *absentError
@@ -350,7 +351,7 @@ func (f *FS) Ground(p string) (Ground, error) {
 			continue
 		}
 		if err != nil {
-			return Ground{}, err
+			return Ground{}, whole(err, asked)
 		}
 		st, err := statx(d.fd, "")
 		if err != nil {
