@@ -60,7 +60,7 @@ func (r *File) copyPart(into io.Writer, sum hash.Hash, from, bytes int64) error 
 	}
 	n, err := io.CopyN(io.MultiWriter(into, sum), r, bytes)
 	if errors.Is(err, io.EOF) && n < bytes {
-		err = &os.PathError{Op: "read", Path: r.Found.Path, Err: errChanged}
+		err = fail("read", r.Found.Path, r.writers, errChanged)
 	}
 	return err
 }

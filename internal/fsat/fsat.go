@@ -216,6 +216,16 @@ func (f *FS) failNew(op, p string, d *dir, name string, err error) error {
 	return fail(op, p, place, err)
 }
 
+// failLook is fail for a name of which nothing can be said: in a sticky directory of
+// root's anybody may have mounted a FUSE file system on what is his own.
+func (f *FS) failLook(op, p string, d *dir, err error) error {
+	place := d.place
+	if d.sticky {
+		place = Place{Path: d.path()}
+	}
+	return fail(op, p, place, err)
+}
+
 // IsRoot tells the users who may change anything below the root anyway: below another
 // one, whoever runs this is one.
 func (f *FS) IsRoot(uid int) bool { return f.isRoot(uint32(uid)) }
@@ -323,7 +333,7 @@ func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
 	if err == nil {
 		err = f.strange(at, st.device, here)
 	} else {
-		err = fail("stat", here, f.entry(at, name, nil), err)
+		err = f.failLook("stat", here, at, err)
 	}
 	if err != nil {
 		shut(fd)
@@ -343,7 +353,7 @@ func (f *FS) stepOver(at *dir, name string, links *int) (*dir, error) {
 		return nil, &absentError{f.entry(at, name, nil), unix.ENOENT}
 	}
 	if err != nil {
-		return nil, fail("stat", here, f.entry(at, name, nil), err)
+		return nil, f.failLook("stat", here, at, err)
 	}
 	place := f.entry(at, name, &st)
 	switch {

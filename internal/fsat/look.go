@@ -88,7 +88,7 @@ func (f *FS) look(p string) (Found, error) {
 		return Found{Path: p, Place: f.entry(d, name, nil)}, nil
 	}
 	if err != nil {
-		return Found{}, fail("stat", p, f.entry(d, name, nil), err)
+		return Found{}, f.failLook("stat", p, d, err)
 	}
 	return f.found(d, name, p, &st)
 }
@@ -109,7 +109,7 @@ func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
 	if err == nil {
 		found, err = f.found(d, name, p, &st)
 	} else {
-		err = fail("stat", p, f.entry(d, name, nil), err)
+		err = f.failLook("stat", p, d, err)
 	}
 	if err != nil {
 		shut(fd)
@@ -122,9 +122,11 @@ func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
 // many bytes as the file had when it was opened.
 type File struct {
 	Found Found
-	f     *os.File
-	bytes io.Reader // of f, until the context ends
-	left  int64
+	// writers is whose the bytes are.
+	writers Place
+	f       *os.File
+	bytes   io.Reader // of f, until the context ends
+	left    int64
 }
 
 // Until reads on until its context ends, and then fails with the context's error.
@@ -166,17 +168,22 @@ func (f *FS) read(ctx context.Context, d *dir, name, p string, most int64) (*Fil
 	if found.Kind != disk.File {
 		return nil, fail("open", p, found.Place, fmt.Errorf("it is no regular file: %w", unix.EINVAL))
 	}
-	if place := f.writers(&found); !place.Root() && found.Size() > most {
+	place := f.writers(&found)
+	if !place.Root() && found.Size() > most {
 		why := fmt.Sprintf("it has %d bytes, and at most %d are read of it", found.Size(), most)
 		return nil, &BlockedError{Path: p, Place: place, Reason: why, Err: unix.EFBIG}
 	}
-	// Somebody's lease lets an open without O_NONBLOCK wait (fcntl(2)).
+	// A lease lets an open without O_NONBLOCK wait (fcntl(2)). Whoever owns the file may
+	// have one, also in root's place.
 	real, err := unix.Open(own(fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EAGAIN) {
+		return nil, fail("open", p, place, err)
+	}
 	if err != nil {
 		return nil, fail("open", p, found.Place, err)
 	}
 	file := os.NewFile(uintptr(real), p)
-	return &File{Found: found, f: file, bytes: Until(ctx, file), left: found.Size()}, nil
+	return &File{Found: found, writers: place, f: file, bytes: Until(ctx, file), left: found.Size()}, nil
 }
 
 // writers is whose the bytes of a file are: his who may replace it, or his who owns it.
