@@ -294,7 +294,8 @@ func replacesDirectory(item *plan.Item) bool {
 
 // Order sorts a plan's items as they are put in place: first what must be out
 // of the way of another kind of file, then what is made, parents and units
-// before their drop-ins, then what is removed, the other way round.
+// before their drop-ins, then what is removed, the other way round. A directory is
+// given away after what is in it, as long as that is in the place that the plan saw.
 func Order(items []*plan.Item) []*plan.Item {
 	obstructs := Obstructs(items)
 	phase := func(item *plan.Item) int {
@@ -302,6 +303,8 @@ func Order(items []*plan.Item) []*plan.Item {
 		case obstructs(item):
 			return 0
 		case item.After.Kind == disk.Absent:
+			return 4
+		case givesAway(item):
 			return 3
 		case item.After.Kind == disk.HardLink:
 			return 2
@@ -314,12 +317,23 @@ func Order(items []*plan.Item) []*plan.Item {
 		if pa != pb {
 			return pa - pb
 		}
-		if pa == 0 || pa == 3 {
+		if pa == 0 || pa >= 3 {
 			a, b = b, a
 		}
 		return strings.Compare(a.Path, b.Path)
 	})
 	return sorted
+}
+
+// givesAway tells whether a directory goes to another user than root, or opens to more.
+func givesAway(item *plan.Item) bool {
+	const others, group = 0o002, 0o020
+	before, after := item.Before, item.After
+	if before.Kind != disk.Directory || after.Kind != disk.Directory {
+		return false
+	}
+	return after.UID != 0 && after.UID != before.UID || after.Mode&^before.Mode&(others|group) != 0 ||
+		after.GID != before.GID && after.Mode&group != 0
 }
 
 // Obstructs tells which items are removed because a directory above them gives
