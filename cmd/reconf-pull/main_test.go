@@ -57,7 +57,7 @@ func TestScripts(t *testing.T) {
 			"gitrepo": gitrepo, "push": push, "sign": sign, "expandenv": expandEnv,
 			"noleftovers": noLeftovers, "snapshot": snapshot, "unchanged": unchanged, "mode": mode, "lines": lines, "replace": replace,
 			"stalling": stalling, "closedport": closedport, "serve": serve,
-			"tmpfs": tmpfs, "readonly": readonly, "immutable": immutable, "mutable": mutable, "bomb": bomb, "fill": fill, "same": sameFile, "link": link, "locked": locked, "sum": sum, "nowhere": nowhere,
+			"tmpfs": tmpfs, "readonly": readonly, "immutable": immutable, "mutable": mutable, "bomb": bomb, "fill": fill, "same": sameFile, "link": link, "locked": locked, "sum": sum, "nowhere": nowhere, "tree": tree, "writetree": writeTree,
 		},
 	})
 }
@@ -285,6 +285,52 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 	if got := fmt.Sprintf("%d:%d", stat.Uid, stat.Gid); len(args) == 3 && got != args[2] {
 		ts.Fatalf("%s belongs to %s, want %s", args[1], got, args[2])
 	}
+}
+
+// tree DIR FILE requires that the lines of FILE are all that is below DIR: mode, owner,
+// path, and of a link where it leads, of a file its first line. What is the agent's own
+// is left out. writetree DIR FILE writes them.
+func tree(ts *testscript.TestScript, neg bool, args []string) {
+	only(ts, neg, len(args) == 2, "tree dir file")
+	if is := below(ts, args[0]); is != ts.ReadFile(args[1]) {
+		ts.Fatalf("%s is not as %s says, but:\n%s", args[0], args[1], is)
+	}
+}
+
+func writeTree(ts *testscript.TestScript, neg bool, args []string) {
+	only(ts, neg, len(args) == 2, "writetree dir file")
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(below(ts, args[0])), 0o644))
+}
+
+func below(ts *testscript.TestScript, dir string) string {
+	var found strings.Builder
+	dir = ts.MkAbs(dir)
+	ts.Check(filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		rel := strings.TrimPrefix(path, dir+"/")
+		if err != nil || path == dir {
+			return err
+		}
+		if slices.Contains(own, rel) || rel == "var/lib/reconf-pull" {
+			return fs.SkipDir
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		stat := info.Sys().(*syscall.Stat_t)
+		line := fmt.Sprintf("%s %d:%d %s", info.Mode(), stat.Uid, stat.Gid, rel)
+		if info.Mode()&fs.ModeSymlink != 0 {
+			target, err := os.Readlink(path)
+			ts.Check(err)
+			line += " -> " + target
+		} else if info.Mode().IsRegular() && info.Size() > 0 {
+			first, _, _ := strings.Cut(ts.ReadFile(path), "\n")
+			line += " " + first
+		}
+		_, err = fmt.Fprintln(&found, line)
+		return err
+	}))
+	return found.String()
 }
 
 // link FILE TARGET requires a symbolic link with exactly this target.
