@@ -340,7 +340,7 @@ func TestMkdir(t *testing.T) {
 // TestOwn changes what was looked at, and only what may be.
 func TestOwn(t *testing.T) {
 	w := newTree(t, "dir:0755:4001 /home/alice", "file:0600 /home/alice/roots secret", "file:0600:4001 /home/alice/hers x",
-		"dir:0700 /home/alice/dir", "link:0777:4001 /home/alice/link /etc/f", "file:0600 /etc/f f", "dir:0700 /etc/d", "link /etc/link f")
+		"dir:0700 /home/alice/dir", "link:0777:4001 /home/alice/link /etc/f", "file:0600 /etc/f f", "dir:0700 /etc/d", "link /etc/link f", "link /etc/other f")
 	own := func(p string, is fsat.Attributes, known uint64, want string) {
 		t.Helper()
 		w.check(w.Own(p, is, known))
@@ -373,7 +373,7 @@ func TestOwn(t *testing.T) {
 		blocked(t, w.Own(p, like(disk.File, 0o644, 0), 0), p, "/home/alice:4001", "chown: somebody put something else there meanwhile")
 	}
 	var is *fsat.BlockedError
-	if err := w.Own("/etc/link", like(disk.File, 0o644, 0), 0); err == nil || errors.As(err, &is) {
+	if err := w.Own("/etc/other", like(disk.File, 0o644, 0), 0); err == nil || errors.As(err, &is) {
 		t.Error(err)
 	}
 	failed(t, w.Own("/etc/absent", like(disk.File, 0o644, 0), 0), "/etc/absent", unix.ENOENT)

@@ -196,11 +196,23 @@ func (d *dir) release() {
 }
 
 // entry is whose a name in a directory is; st is nil where nothing bears it.
+//
+// A link is root's where nobody else can have put it there: not in a sticky directory,
+// where a user can move one of root's that lay in his own, and not with another owner,
+// who made it when the directory was still his.
 func (f *FS) entry(d *dir, name string, st *stat) Place {
-	if !d.sticky || st == nil || f.isRoot(st.uid) {
+	if st == nil || !d.place.Root() {
 		return d.place
 	}
-	return Place{Path: path.Join(d.path(), name), UID: int(st.uid)}
+	link, roots := st.mode&unix.S_IFMT == unix.S_IFLNK, f.isRoot(st.uid)
+	if roots && !(link && d.sticky) || !link && !d.sticky {
+		return d.place
+	}
+	here := Place{Path: path.Join(d.path(), name)}
+	if !roots {
+		here.UID = int(st.uid)
+	}
+	return here
 }
 
 // racing are the errors that somebody brings about who makes a name before us.

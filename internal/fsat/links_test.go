@@ -163,6 +163,32 @@ func TestLinksOfSomebody(t *testing.T) {
 	}
 }
 
+// TestLinksThatWereMoved: a user can move root's link out of his own directory into a
+// sticky one, and leave links of his own in a directory that becomes root's. Both may
+// have been made for something else.
+func TestLinksThatWereMoved(t *testing.T) {
+	w := newTree(t, "file /etc/passwd root's", "dir:1777 /tmp", "dir:0755:4001 /home/alice", "link:0777:0 /home/alice/l /etc",
+		"dir:0755:4001 /srv/once", "link:0777:4001 /srv/once/l /etc", "link:0777:4001 /srv/once/file /etc/passwd")
+	as(t, alice, func() error { return os.Rename(w.at("/home/alice/l"), w.at("/tmp/l")) })
+	w.check(os.Chown(w.at("/srv/once"), 0, 0))
+	for dir, place := range map[string]string{"/tmp/l": "/tmp/l:0", "/srv/once/l": "/srv/once/l:4001"} {
+		for what, err := range everything(w, dir+"/passwd") {
+			if t.Log(what); what == "RemoveBeside" {
+				continue
+			}
+			blocked(t, err, dir+"/passwd", place, dir+" is a link, where a directory should be")
+		}
+	}
+	for _, p := range []string{"/tmp/l", "/srv/once/l", "/srv/once/file"} {
+		if found, err := w.Follow(p); err != nil || found.Kind != disk.Link {
+			t.Errorf("%s leads to %s, %v", p, found.Path, err)
+		}
+	}
+	// They can be replaced and removed like anything else.
+	id, err := w.Create("/srv/once/l", "l.tmp", fsat.Attributes{Node: disk.Node{Kind: disk.File, Mode: 0o644}}, nothing)
+	w.check(errors.Join(err, second(w.Rename("/srv/once/l", "l.tmp", id)), second(w.Remove("/tmp/l")), second(w.Remove("/srv/once/file"))))
+}
+
 // everything is the error of every call about what lies at a path.
 func everything(w *tree, p string) map[string]error {
 	ctx, file := context.Background(), fsat.Attributes{Node: disk.Node{Kind: disk.File, Mode: 0o600}}
