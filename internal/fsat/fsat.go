@@ -230,12 +230,12 @@ func (f *FS) failNew(op, p string, d *dir, name string, err error) error {
 
 // failLook is fail for a name of which nothing can be said: in a sticky directory of
 // root's anybody may have mounted a FUSE file system on what is his own.
-func (f *FS) failLook(op, p string, d *dir, err error) error {
+func (f *FS) failLook(p string, d *dir, err error) error {
 	place := d.place
 	if d.sticky {
 		place = Place{Path: d.path()}
 	}
-	return fail(op, p, place, err)
+	return fail("stat", p, place, err)
 }
 
 // IsRoot tells the users who may change anything below the root anyway: below another
@@ -345,7 +345,7 @@ func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
 	if err == nil {
 		err = f.strange(at, st.device, here)
 	} else {
-		err = f.failLook("stat", here, at, err)
+		err = f.failLook(here, at, err)
 	}
 	if err != nil {
 		shut(fd)
@@ -365,7 +365,7 @@ func (f *FS) stepOver(at *dir, name string, links *int) (*dir, error) {
 		return nil, &absentError{f.entry(at, name, nil), unix.ENOENT}
 	}
 	if err != nil {
-		return nil, f.failLook("stat", here, at, err)
+		return nil, f.failLook(here, at, err)
 	}
 	place := f.entry(at, name, &st)
 	switch {

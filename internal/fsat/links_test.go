@@ -19,7 +19,7 @@ func TestLinksOfRoot(t *testing.T) {
 		"link /relative real/deep", "link /absolute /real/deep", "link /dots real/../real/./deep/.",
 		"link /slash real//deep/", "link /over ../../../../../../real/deep", "link /absoluteover /../../real/deep",
 		"link /a/b/up ../../real/deep", "link /a/b/absolute /real/deep", "link /here .", "link /top /", "link /up ..",
-		"link /real/deep/back ../../real", "link /lastlink real/deep/file", "link /lastabsolute /lastlink",
+		"link /real/deep/back ../../real", "link /lastlink real/deep/file", "link /lastabsolute /lastlink", "link /a/b/lastabsolute /real/deep/file",
 		"link /home var/home", "file /var/home/core/f inside", "link /var/lib/x private/x", "file /var/lib/private/x/f inside")
 	for asked, real := range map[string]string{
 		"/relative/file": "/real/deep/file", "/absolute/file": "/real/deep/file", "/dots/file": "/real/deep/file",
@@ -53,7 +53,7 @@ func TestLinksOfRoot(t *testing.T) {
 	if got := w.Resolve("/relative/not/there"); got != "/real/deep/not/there" {
 		t.Error(got)
 	}
-	for _, asked := range []string{"/lastlink", "/lastabsolute"} {
+	for _, asked := range []string{"/lastlink", "/lastabsolute", "/a/b/lastabsolute"} {
 		found, err := w.Look(asked)
 		if err != nil || found.Kind != disk.Link {
 			t.Errorf("Look follows %s: %s, %v", asked, found.Kind, err)

@@ -88,7 +88,7 @@ func (f *FS) look(p string) (Found, error) {
 		return Found{Path: p, Place: f.entry(d, name, nil)}, nil
 	}
 	if err != nil {
-		return Found{}, f.failLook("stat", p, d, err)
+		return Found{}, f.failLook(p, d, err)
 	}
 	return f.found(d, name, p, &st)
 }
@@ -109,7 +109,7 @@ func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
 	if err == nil {
 		found, err = f.found(d, name, p, &st)
 	} else {
-		err = f.failLook("stat", p, d, err)
+		err = f.failLook(p, d, err)
 	}
 	if err != nil {
 		shut(fd)
