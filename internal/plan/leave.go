@@ -288,17 +288,25 @@ func (m *maker) parent(dir string, at finding.Position) (done bool, err error) {
 		if ground, err := m.Host.Files.Ground(dir + "/inside"); err == nil && ground.Path == dir {
 			return true, nil
 		}
-		m.problem(at, "%s is a link on this host that leads to no directory, and a path of this config is to lie in it", dir)
-		return true, nil
+		return true, m.noParent(&found, at, "is a link on this host that leads to no directory")
 	case leaving != nil && leaving.Write && leaving.After.Kind == disk.Absent:
 		item.Action = Update
 	default:
-		m.problem(at, "%s is a %s on this host, and a path of this config is to lie in it", dir, found.Kind)
-		return true, nil
+		return true, m.noParent(&found, at, fmt.Sprintf("is a %s on this host", found.Kind))
 	}
 	m.items[dir] = item
 	m.next[dir] = state.Entry{Path: dir, Node: made, Origin: state.Parent}
 	return false, nil
+}
+
+// noParent says that something stands where a directory should be: in somebody's place he
+// put it there since the path was looked at, and blocks that.
+func (m *maker) noParent(found *fsat.Found, at finding.Position, why string) error {
+	if !found.Place.Root() {
+		return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: found.Path + " " + why}
+	}
+	m.problem(at, "%s %s, and a path of this config is to lie in it", found.Path, why)
+	return nil
 }
 
 // checkKinds refuses what would lose something of the admin's, and what lies
