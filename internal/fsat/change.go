@@ -42,6 +42,12 @@ func (f *Found) Unsafe(wanted disk.Node) string {
 		f.UID, f.GID, f.Mode)
 }
 
+// HalfMade tells whether a directory looks as Mkdir leaves it when it ends too early. It is
+// one of ours only if it is empty, too.
+func (f *Found) HalfMade() bool {
+	return !f.Place.Root() && f.Kind == disk.Directory && f.UID == 0 && f.Mode&0o077 == 0
+}
+
 // ID names an inode that a call made.
 type ID struct{ device, inode uint64 }
 

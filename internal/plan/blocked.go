@@ -83,11 +83,20 @@ func (m *maker) guard(item *Item, b *base, found *fsat.Found) error {
 	case kind == disk.Directory && (why == nil || ours):
 		item.Inode = found.Inode
 		return nil
+	case kind == disk.Directory && found.HalfMade() && m.empty(found.Path):
+		return nil // it is made anew
 	case why != nil && kind == disk.File && item.After.SHA256 != "":
 		item.Anew = true
 		return nil
 	}
 	return why
+}
+
+// empty tells whether nothing is in a directory.
+func (m *maker) empty(p string) bool {
+	empty := true
+	err := m.Host.Files.Names(p, func(string) bool { empty = false; return false })
+	return err == nil && empty
 }
 
 // place is whose place an item lies in, as this host is or as this plan leaves it.

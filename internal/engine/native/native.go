@@ -379,7 +379,7 @@ func (t *transaction) stage(ctx context.Context, item *plan.Item) error {
 	}
 	switch item.After.Kind {
 	case disk.Directory:
-		return t.makeDirectory(item, now.Node)
+		return t.makeDirectory(item, &now)
 	case disk.File:
 		if item.NeedsContent() || now.Kind != disk.File {
 			return t.stageFile(ctx, item)
@@ -426,15 +426,19 @@ func (t *transaction) isLinked(item *plan.Item) bool {
 }
 
 // makeDirectory makes a directory while staging, because others are staged
-// inside it. One that exists gets its owner and mode with the commit.
-func (t *transaction) makeDirectory(item *plan.Item, now disk.Node) error {
-	switch now.Kind {
-	case disk.Directory:
+// inside it. One that exists gets its owner and mode with the commit, but a half made one
+// in somebody's place is made anew.
+func (t *transaction) makeDirectory(item *plan.Item, now *fsat.Found) error {
+	switch {
+	case now.Kind == disk.Directory && (!now.HalfMade() || now.Inode == item.Inode):
 		return nil
-	case disk.Absent:
+	case now.Kind == disk.Absent:
 	default:
 		removed, err := t.Host.Files.Remove(item.Path)
 		t.begun = t.begun || removed
+		if now.Kind == disk.Directory && errors.Is(err, fsat.ErrNotEmpty) {
+			return nil // it is somebody's
+		}
 		if err != nil {
 			return err
 		}
