@@ -29,8 +29,8 @@ test: ## everything that CI runs; installs what it lacks when it is root
 	.ci/test
 
 CRASHES ?= 500
-soak: ## CRASHES=500 power cuts and as many kills at random instants, again with SEED=
-	RECONF_TEST_CRASHES=$(CRASHES) RECONF_TEST_SEED=$(SEED) $(GO) test ./cmd/reconf-pull -run AtRandom -count=1 -v -parallel 4 -timeout 8h
+soak: ## CRASHES=500 power cuts and as many kills at random instants, all swaps by users, again with SEED=
+	RECONF_TEST_CRASHES=$(CRASHES) RECONF_TEST_SEED=$(SEED) $(GO) test ./cmd/reconf-pull -run 'AtRandom|^TestSwaps$$' -count=1 -v -parallel 4 -timeout 8h
 
 check: ## formatting, vet, lint, module files
 	.ci/check
