@@ -229,7 +229,7 @@ func (t *transaction) write(ctx context.Context, items []*plan.Item) error {
 	if err := t.sync(); err != nil {
 		return err
 	}
-	for _, item := range Order(items) {
+	for _, item := range giveAwayLast(Order(items)) {
 		if _, blocked := t.blocked[item.Path]; blocked {
 			continue
 		}
@@ -294,8 +294,7 @@ func replacesDirectory(item *plan.Item) bool {
 
 // Order sorts a plan's items as they are put in place: first what must be out
 // of the way of another kind of file, then what is made, parents and units
-// before their drop-ins, then what is removed, the other way round. A directory is
-// given away after what is in it, as long as that is in the place that the plan saw.
+// before their drop-ins, then what is removed, the other way round.
 func Order(items []*plan.Item) []*plan.Item {
 	obstructs := Obstructs(items)
 	phase := func(item *plan.Item) int {
@@ -303,8 +302,6 @@ func Order(items []*plan.Item) []*plan.Item {
 		case obstructs(item):
 			return 0
 		case item.After.Kind == disk.Absent:
-			return 4
-		case givesAway(item):
 			return 3
 		case item.After.Kind == disk.HardLink:
 			return 2
@@ -317,12 +314,27 @@ func Order(items []*plan.Item) []*plan.Item {
 		if pa != pb {
 			return pa - pb
 		}
-		if pa == 0 || pa >= 3 {
+		if pa == 0 || pa == 3 {
 			a, b = b, a
 		}
 		return strings.Compare(a.Path, b.Path)
 	})
 	return sorted
+}
+
+// giveAwayLast puts directories that are given away behind all else, the deepest first:
+// what is in them is put in place while that is the place that the plan saw.
+func giveAwayLast(items []*plan.Item) []*plan.Item {
+	kept, given := []*plan.Item(nil), []*plan.Item(nil)
+	for _, item := range items {
+		if givesAway(item) {
+			given = append(given, item)
+		} else {
+			kept = append(kept, item)
+		}
+	}
+	slices.Reverse(given)
+	return append(kept, given...)
 }
 
 // givesAway tells whether a directory goes to another user than root, or opens to more.
