@@ -196,23 +196,18 @@ func (d *dir) release() {
 }
 
 // entry is whose a name in a directory is; st is nil where nothing bears it.
-//
-// A link is root's where nobody else can have put it there: not in a sticky directory,
-// where a user can move one of root's that lay in his own, and not with another owner,
-// who made it when the directory was still his.
 func (f *FS) entry(d *dir, name string, st *stat) Place {
-	if st == nil || !d.place.Root() {
+	if !d.sticky || st == nil || f.isRoot(st.uid) {
 		return d.place
 	}
-	link, roots := st.mode&unix.S_IFMT == unix.S_IFLNK, f.isRoot(st.uid)
-	if roots && !(link && d.sticky) || !link && !d.sticky {
-		return d.place
-	}
-	here := Place{Path: path.Join(d.path(), name)}
-	if !roots {
-		here.UID = int(st.uid)
-	}
-	return here
+	return Place{Path: path.Join(d.path(), name), UID: int(st.uid)}
+}
+
+// follows tells whether a link is followed: in root's place, where nobody else can have
+// put it there. In a sticky directory a user may have, who moved one of root's out of his
+// own; and where it has another owner, he made it while the directory was still his.
+func (f *FS) follows(d *dir, uid uint32) bool {
+	return d.place.Root() && !d.sticky && f.isRoot(uid)
 }
 
 // racing are the errors that somebody brings about who makes a name before us.
@@ -367,12 +362,17 @@ func (f *FS) stepOver(at *dir, name string, links *int) (*dir, error) {
 	if err != nil {
 		return nil, f.failLook(here, at, err)
 	}
-	place := f.entry(at, name, &st)
+	place, link := f.entry(at, name, &st), st.mode&unix.S_IFMT == unix.S_IFLNK
+	if place.Root() && link && !f.follows(at, st.uid) {
+		if place = (Place{Path: here}); !f.isRoot(st.uid) {
+			place.UID = int(st.uid)
+		}
+	}
 	switch {
 	case !place.Root():
 		why := fmt.Sprintf("%s is %s, where a directory should be", here, st.what())
 		return nil, &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENOTDIR}
-	case st.mode&unix.S_IFMT != unix.S_IFLNK:
+	case !link:
 		return nil, &absentError{place, unix.ENOTDIR}
 	}
 	if *links++; *links > maxLinks {

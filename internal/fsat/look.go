@@ -230,11 +230,12 @@ func (f *FS) Read(ctx context.Context, p string, most int64) (Found, error) {
 	return found, nil
 }
 
-// Follow is Look, but of a link in root's place it returns what that leads to.
+// Follow is Look, but of a link in root's place, that is followed on the way too, it
+// returns what that leads to.
 func (f *FS) Follow(p string) (Found, error) {
 	for range maxLinks {
-		found, err := f.Look(p)
-		if err != nil || found.Kind != disk.Link || !found.Place.Root() {
+		found, on, err := f.lookAtLink(p)
+		if err != nil || !on {
 			return found, err
 		}
 		if p = found.Target; !path.IsAbs(p) {
@@ -243,6 +244,22 @@ func (f *FS) Follow(p string) (Found, error) {
 		}
 	}
 	return Found{}, &fs.PathError{Op: "open", Path: p, Err: unix.ELOOP}
+}
+
+// lookAtLink is Look, and tells whether there is a link that is followed.
+func (f *FS) lookAtLink(p string) (found Found, on bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found, err = f.look(p)
+	if err != nil || found.Kind != disk.Link {
+		return found, false, err
+	}
+	parent, _ := split(p)
+	d, err := f.hold(parent)
+	if err != nil {
+		return Found{}, false, whole(err, p)
+	}
+	return found, f.follows(d, uint32(found.UID)), nil
 }
 
 // ReadFile reads a file of at most so many bytes, also through a link in root's place.
