@@ -143,11 +143,13 @@ func (p *parity) lines(t *testing.T) []byte {
 			if i > 0 {
 				b.WriteString(",")
 			}
-			data, err := json.Marshal(call)
-			if err != nil {
+			b.WriteByte('\n')
+			enc := json.NewEncoder(&b)
+			enc.SetEscapeHTML(false) // for people
+			if err := enc.Encode(call); err != nil {
 				t.Fatal(err)
 			}
-			fmt.Fprintf(&b, "\n%s", data)
+			b.Truncate(b.Len() - 1) // its newline
 		}
 		b.WriteString("\n]")
 	}
@@ -174,6 +176,9 @@ func (p *parity) compare(t *testing.T, situation string) {
 	}
 	ours.apply(engine.Native, ours.files)
 	theirs.apply(engine.Salt, theirs.files)
+	if recorded := len(p.recorded[situation]); !*live && theirs.calls != recorded {
+		t.Errorf("salt-call was called %d times, and %d calls were recorded", theirs.calls, recorded)
+	}
 	if diff := cmp.Diff(ours.tree(), theirs.tree()); diff != "" {
 		t.Errorf("the roots differ (-native +salt):\n%s", diff)
 	}
@@ -230,6 +235,10 @@ func (w *world) apply(name string, files map[string]string) {
 	all := map[string]sourcetest.File{}
 	for name, data := range files {
 		all[name] = sourcetest.File{Mode: w.modes[name], Data: data}
+	}
+	// The commit is always the same, and the files are not.
+	if err := os.Remove(w.dirs.Known()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.t.Fatal(err)
 	}
 	r := w.reconciler(w.t, w.root)
 	var err error
