@@ -77,6 +77,7 @@ type player struct {
 	root    string
 	touched int
 	about   string // the call
+	called  string // what it is about
 	did     *try   // nil before it, and where none was possible
 	at      string // what was swapped, below the home
 	aside   bool   // there was something
@@ -96,7 +97,8 @@ func (pl *player) judge(c call) verdict {
 	pl.touched++
 	switch {
 	case pl.touched == pl.call:
-		pl.about = c.name + " " + strings.TrimPrefix(c.of(), pl.root)
+		pl.called = c.of()
+		pl.about = c.name + " " + strings.TrimPrefix(pl.called, pl.root)
 		for i := 0; i < len(pl.tries) && pl.did == nil; i++ {
 			if pl.swapIn(pl.tries[i]) == nil {
 				pl.did = &pl.tries[i]
@@ -213,7 +215,10 @@ func (pl *player) swapIn(how try) error {
 	if pl.at = how.part.path; how.part.temp {
 		dir, name := path.Split(pl.at)
 		names, err := filepath.Glob(filepath.Join(pl.root, "home", pl.who.name, dir, "."+name+".reconf-*"))
-		if err != nil || len(names) != 1 {
+		if err == nil && len(names) == 0 {
+			names = []string{pl.called} // it is about to be made
+		}
+		if err != nil || len(names) != 1 || !beside.MatchString(path.Base(names[0])) {
 			return errors.Join(err, unix.ENOENT)
 		}
 		pl.at = path.Join(dir, path.Base(names[0]))
