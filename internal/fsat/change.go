@@ -22,12 +22,15 @@ import (
 // Set-id bits are for bytes that we wrote.
 func (f *Found) Unsafe(wanted disk.Node) string {
 	file := f.Kind == disk.File
-	if f.Place.Root() || !file && f.Kind != disk.Directory {
+	if file && wanted.Mode&setID != 0 && f.UID != wanted.UID && !f.Writers.Root() {
+		return "what is there would get set-id bits"
+	}
+	if f.Place.Root() && !(file && f.Moved) || !file && f.Kind != disk.Directory {
 		return ""
 	}
-	const setID, read, enter = unix.S_ISUID | unix.S_ISGID, 0o004, 0o001
+	const read, enter = 0o004, 0o001
 	same := f.UID == wanted.UID && f.GID == wanted.GID
-	public := f.Mode&read != 0 && (file || f.Mode&enter != 0) && (!file || f.Mode&setID == 0)
+	public := !f.Hidden && f.Mode&read != 0 && (file || f.Mode&enter != 0) && (!file || f.Mode&setID == 0)
 	switch {
 	case same && f.Mode == wanted.Mode:
 		return ""
@@ -48,8 +51,40 @@ func (f *Found) HalfMade() bool {
 	return !f.Place.Root() && f.Kind == disk.Directory && f.UID == 0 && f.Mode&0o077 == 0
 }
 
+const setID = unix.S_ISUID | unix.S_ISGID
+
+// Known is a directory that may get another owner or mode although Found.Unsafe says
+// otherwise, because it is our own: as it was looked at, and as it was then.
+type Known struct {
+	Device uint64 `json:"device,omitempty"`
+	Inode  uint64 `json:"inode,omitempty"`
+	Born   int64  `json:"born,omitempty"`
+}
+
+// Known is what it is known by later. An inode number alone is given to another directory
+// when this one goes.
+func (f *Found) Known() *Known { return &Known{Device: f.Device, Inode: f.Inode, Born: f.Born} }
+
+// Is tells whether a directory is the one that is known.
+func (k *Known) Is(f *Found) bool {
+	return k != nil && f.Kind == disk.Directory && *k == *f.Known()
+}
+
 // ID names an inode that a call made.
 type ID struct{ device, inode uint64 }
+
+// Plain are the attributes of what belongs to whoever runs this.
+func Plain(mode uint32) Attributes {
+	return Attributes{Node: disk.Node{Mode: mode, UID: os.Geteuid(), GID: os.Getegid()}}
+}
+
+// Whose is the place of who may have put there what stands at the path.
+func (f *Found) Whose() Place {
+	if f.Writers.Root() && f.Moved {
+		return Place{Path: path.Dir(f.Path)}
+	}
+	return f.Writers
+}
 
 // Attributes are what a new file gets besides its contents.
 type Attributes struct {
@@ -101,9 +136,7 @@ func (f *FS) create(d *dir, name, temp, p string, is Attributes, fill func(*Draf
 		err = f.failNew(failed.Op, beside, d, temp, failed.Err)
 	}
 	if err == nil {
-		err = keepAttributes(d, name, fd)
-	}
-	if err == nil {
+		f.keepAttributes(d, name, p, fd, is.Node)
 		err = f.failNew("set the attributes of", beside, d, temp, d.dress(fd, is, aclAccess))
 	}
 	if err == nil {
@@ -139,24 +172,23 @@ func identify(fd int) (ID, error) {
 }
 
 // keepAttributes copies the user's own extended attributes from the file that is
-// replaced. File systems without them, and new files, have none.
-func keepAttributes(d *dir, name string, to int) error {
-	from, err := openat(d.fd, name, unix.O_PATH)
+// replaced, where they hide nothing. File systems without them, and new files, have none.
+func (f *FS) keepAttributes(d *dir, name, p string, to int, is disk.Node) {
+	from, found, err := f.open(d, name, p)
 	if err != nil {
-		return nil
+		return
 	}
 	defer shut(from)
-	st, err := statx(from, "")
-	if err != nil || st.kind() != disk.File {
-		return nil
+	if found.Kind != disk.File || found.Unsafe(is) != "" {
+		return
 	}
 	size, err := unix.Listxattr(own(from), nil)
 	if err != nil || size == 0 {
-		return nil
+		return
 	}
 	names := make([]byte, size)
 	if size, err = unix.Listxattr(own(from), names); err != nil {
-		return nil
+		return
 	}
 	for name := range strings.SplitSeq(string(names[:size]), "\x00") {
 		if !strings.HasPrefix(name, "user.") {
@@ -168,7 +200,6 @@ func keepAttributes(d *dir, name string, to int) error {
 			_ = unix.Fsetxattr(to, name, value[:n], 0)
 		}
 	}
-	return nil
 }
 
 // clear removes a leftover from a name that is about to be made.
@@ -199,8 +230,8 @@ func (f *FS) Symlink(p, temp, target string, is Attributes) (id ID, err error) {
 			return err
 		}
 		defer shut(fd)
-		if found.Kind != disk.Link {
-			return f.failNew("symlink", beside, d, temp, unix.EEXIST)
+		if found.Kind != disk.Link || found.Links != 1 || found.UID != os.Geteuid() {
+			return f.failNew("symlink", beside, d, temp, errChanged)
 		}
 		id = ID{found.Device, found.Inode}
 		return fail("set the attributes of", beside, found.Place, dressLink(d, temp, fd, is))
@@ -293,20 +324,22 @@ func (f *FS) Mkdir(p string, is Attributes) error {
 		if err := unix.Mkdirat(d.fd, name, mode); err != nil {
 			return f.failNew("mkdir", p, d, name, err)
 		}
-		fd, err := openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY)
+		// Somebody may have moved another one there, or mounted something.
+		at, found, err := f.open(d, name, p)
+		if err != nil {
+			return err
+		}
+		defer shut(at)
+		fd, err := openat(at, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
 			return f.failNew("open", p, d, name, err)
 		}
 		file := os.NewFile(uintptr(fd), p)
 		defer file.Close()
 		if !d.place.Root() {
-			// Somebody may have moved another one there. One that is root's alone, and
-			// empty, is as good as ours.
-			st, err := statx(fd, "")
-			if err != nil {
-				return f.failNew("stat", p, d, name, err)
-			}
-			if names, _ := file.Readdirnames(1); len(names) > 0 || !f.isRoot(st.uid) || st.mode&0o077 != 0 {
+			// One that is root's alone, and empty, is as good as ours.
+			names, _ := file.Readdirnames(1)
+			if len(names) > 0 || !f.IsRoot(found.UID) || found.Mode&0o077 != 0 {
 				return f.failNew("mkdir", p, d, name, errChanged)
 			}
 		}
@@ -314,10 +347,10 @@ func (f *FS) Mkdir(p string, is Attributes) error {
 	})
 }
 
-// Own gives what stands at a path its owner, label and mode. known is the inode of the
-// directory that it may be although Found.Unsafe says otherwise, because it is our own;
-// 0 is none.
-func (f *FS) Own(p string, is Attributes, known uint64) error {
+// Own gives what stands at a path its owner, label and mode. known is the directory that
+// it may be although Found.Unsafe says otherwise, while it has the owner and mode that it
+// had then, or that it is to have.
+func (f *FS) Own(p string, is Attributes, known *Known, had disk.Node) error {
 	return f.in("chown", p, func(d *dir, name string) error {
 		fd, found, err := f.open(d, name, p)
 		if err != nil {
@@ -327,20 +360,15 @@ func (f *FS) Own(p string, is Attributes, known uint64) error {
 		if found.Kind != is.Node.Kind {
 			return fail("chown", p, found.Place, errChanged)
 		}
-		ours := found.Kind == disk.Directory && known != 0 && found.Inode == known
+		ours := known.Is(&found) && (found.Node.Equal(had) || found.Node.Equal(is.Node))
 		if why := found.Unsafe(is.Node); why != "" && !ours {
-			return &BlockedError{Path: p, Place: found.Place, Reason: why, Err: unix.EPERM}
+			return &BlockedError{Path: p, Place: found.Whose(), Reason: why, Err: unix.EPERM}
 		}
 		if found.Kind == disk.Link {
 			return fail("chown", p, found.Place, dressLink(d, name, fd, is))
 		}
-		if found.UID != is.Node.UID || found.GID != is.Node.GID || found.Mode != is.Node.Mode {
-			if err := unix.Fchownat(fd, "", is.Node.UID, is.Node.GID, unix.AT_EMPTY_PATH); err != nil {
-				return fail("chown", p, found.Place, err)
-			}
-			if err := unix.Fchmodat(unix.AT_FDCWD, own(fd), is.Node.Mode, 0); err != nil {
-				return fail("chmod", p, found.Place, err)
-			}
+		if err := change(fd, &found, is.Node); err != nil {
+			return fail("chown", p, found.Place, err)
 		}
 		if is.Label == "" {
 			return nil
@@ -350,6 +378,24 @@ func (f *FS) Own(p string, is Attributes, known uint64) error {
 		}
 		return nil
 	})
+}
+
+// change gives a file or directory another owner and mode. What the new owner may not do
+// nobody else of his group may do meanwhile.
+func change(fd int, is *Found, wanted disk.Node) error {
+	given := is.UID != wanted.UID || is.GID != wanted.GID
+	if !given && is.Mode == wanted.Mode {
+		return nil
+	}
+	if narrow := is.Mode & wanted.Mode; given && narrow != is.Mode {
+		if err := unix.Fchmodat(unix.AT_FDCWD, own(fd), narrow, 0); err != nil {
+			return err
+		}
+	}
+	if err := unix.Fchownat(fd, "", wanted.UID, wanted.GID, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	return unix.Fchmodat(unix.AT_FDCWD, own(fd), wanted.Mode, 0)
 }
 
 // ErrNotEmpty is a directory that is not removed because there is something in it.

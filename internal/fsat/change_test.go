@@ -341,43 +341,49 @@ func TestMkdir(t *testing.T) {
 func TestOwn(t *testing.T) {
 	w := newTree(t, "dir:0755:4001 /home/alice", "file:0600 /home/alice/roots secret", "file:0600:4001 /home/alice/hers x",
 		"dir:0700 /home/alice/dir", "link:0777:4001 /home/alice/link /etc/f", "file:0600 /etc/f f", "dir:0700 /etc/d", "link /etc/link f", "link /etc/other f")
-	own := func(p string, is fsat.Attributes, known uint64, want string) {
+	own := func(p string, is fsat.Attributes, known *fsat.Known, had disk.Node, want string) {
 		t.Helper()
-		w.check(w.Own(p, is, known))
+		w.check(w.Own(p, is, known, had))
 		if got := w.describe(p); got != want {
 			t.Errorf("%s: %s, want %s", p, got, want)
 		}
 	}
-	own("/etc/f", like(disk.File, 0o4755, alice), 0, "4755 4001:4001 f")
-	own("/etc/f", like(disk.File, 0o4755, bob), 0, "4755 4002:4002 f") // chown(2) takes the bit away
-	own("/etc/d", like(disk.Directory, 0o2775, alice), 0, "2775 4001:4001 /")
-	own("/etc/link", like(disk.Link, 0, alice), 0, "4001:4001 -> f")
-	own("/home/alice/hers", like(disk.File, 0o644, 0), 0, "0644 0:0 x")
-	own("/home/alice/link", like(disk.Link, 0, 0), 0, "0:0 -> /etc/f")
+	own("/etc/f", like(disk.File, 0o4755, alice), nil, disk.Node{}, "4755 4001:4001 f")
+	own("/etc/f", like(disk.File, 0o4750, alice), nil, disk.Node{}, "4750 4001:4001 f")
+	own("/etc/f", like(disk.File, 0o755, bob), nil, disk.Node{}, "0755 4002:4002 f")
+	blocked(t, w.Own("/etc/f", like(disk.File, 0o4755, 0), nil, disk.Node{}), "/etc/f", "/etc/f:4002", "what is there would get set-id bits")
+	own("/etc/d", like(disk.Directory, 0o2775, alice), nil, disk.Node{}, "2775 4001:4001 /")
+	own("/etc/link", like(disk.Link, 0, alice), nil, disk.Node{}, "4001:4001 -> f")
+	own("/home/alice/hers", like(disk.File, 0o644, 0), nil, disk.Node{}, "0644 0:0 x")
+	own("/home/alice/link", like(disk.Link, 0, 0), nil, disk.Node{}, "0:0 -> /etc/f")
 
-	blocked(t, w.Own("/home/alice/roots", like(disk.File, 0o644, alice), 0), "/home/alice/roots", "/home/alice:4001", "would be opened to others")
+	blocked(t, w.Own("/home/alice/roots", like(disk.File, 0o644, alice), nil, disk.Node{}), "/home/alice/roots", "/home/alice:4001", "would be opened to others")
 	roots, err := w.Look("/home/alice/roots")
 	w.check(err)
-	blocked(t, w.Own("/home/alice/roots", like(disk.File, 0o644, alice), roots.Inode), "/home/alice/roots", "/home/alice:4001", "would be opened to others")
+	blocked(t, w.Own("/home/alice/roots", like(disk.File, 0o644, alice), roots.Known(), roots.Node), "/home/alice/roots", "/home/alice:4001", "would be opened to others")
 	d, err := w.Look("/home/alice/dir")
 	w.check(err)
-	blocked(t, w.Own("/home/alice/dir", like(disk.Directory, 0o755, alice), 0), "/home/alice/dir", "/home/alice:4001", "would be opened to others")
-	blocked(t, w.Own("/home/alice/dir", like(disk.Directory, 0o755, alice), d.Inode+1), "/home/alice/dir", "/home/alice:4001", "would be opened to others")
+	blocked(t, w.Own("/home/alice/dir", like(disk.Directory, 0o755, alice), nil, disk.Node{}), "/home/alice/dir", "/home/alice:4001", "would be opened to others")
+	another, changed := *d.Known(), d.Node
+	another.Born, changed.Mode = another.Born+1, 0o711
+	for known, had := range map[*fsat.Known]disk.Node{&another: d.Node, d.Known(): changed} {
+		blocked(t, w.Own("/home/alice/dir", like(disk.Directory, 0o755, alice), known, had), "/home/alice/dir", "/home/alice:4001", "would be opened to others")
+	}
 	if got := w.describe("/home/alice/dir"); got != "0700 0:0 /" {
 		t.Error(got)
 	}
-	own("/home/alice/dir", like(disk.Directory, 0o755, alice), d.Inode, "0755 4001:4001 /")
+	own("/home/alice/dir", like(disk.Directory, 0o755, alice), d.Known(), d.Node, "0755 4001:4001 /")
 
 	// Another kind stands there.
 	for _, p := range []string{"/home/alice/link", "/home/alice/dir"} {
-		blocked(t, w.Own(p, like(disk.File, 0o644, 0), 0), p, "/home/alice:4001", "chown: somebody put something else there meanwhile")
+		blocked(t, w.Own(p, like(disk.File, 0o644, 0), nil, disk.Node{}), p, "/home/alice:4001", "chown: somebody put something else there meanwhile")
 	}
 	var is *fsat.BlockedError
-	if err := w.Own("/etc/other", like(disk.File, 0o644, 0), 0); err == nil || errors.As(err, &is) {
+	if err := w.Own("/etc/other", like(disk.File, 0o644, 0), nil, disk.Node{}); err == nil || errors.As(err, &is) {
 		t.Error(err)
 	}
-	failed(t, w.Own("/etc/absent", like(disk.File, 0o644, 0), 0), "/etc/absent", unix.ENOENT)
-	if got := w.describe("/etc/f"); got != "4755 4002:4002 f" {
+	failed(t, w.Own("/etc/absent", like(disk.File, 0o644, 0), nil, disk.Node{}), "/etc/absent", unix.ENOENT)
+	if got := w.describe("/etc/f"); got != "0755 4002:4002 f" {
 		t.Errorf("a link was followed: %s", got)
 	}
 }
@@ -459,7 +465,7 @@ func TestImmutable(t *testing.T) {
 		if found, err := w.Look(p); err != nil || !found.Immutable {
 			t.Errorf("%s is not immutable, %v", p, err)
 		}
-		for what, err := range map[string]error{"Own": w.Own(p, like(disk.File, 0o600, 0), 0), "Remove": second(w.Remove(p))} {
+		for what, err := range map[string]error{"Own": w.Own(p, like(disk.File, 0o600, 0), nil, disk.Node{}), "Remove": second(w.Remove(p))} {
 			var is *fsat.BlockedError
 			if !errors.Is(err, unix.EPERM) || errors.As(err, &is) != (p != "/etc/f") {
 				t.Errorf("%s: %v", what, err)

@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CopyTo writes the file's bytes into another one, which is empty, and into a hash. It
-// shares blocks where the file system can, and leaves holes as they are. Never is it a
-// hard link: a later chmod would reach into the copy.
+// CopyTo writes the file's bytes into another one, which is empty and open for reading
+// too, and into a hash. It shares blocks where the file system can, and leaves holes as
+// they are. Never is it a hard link: a later chmod would reach into the copy.
 func (r *File) CopyTo(into *os.File, sum hash.Hash) error {
 	if unix.IoctlFileClone(int(into.Fd()), int(r.f.Fd())) == nil {
+		r.bytes = &until{r.bytes.ctx, into} // what was shared, not what is there by now
 		_, err := io.Copy(sum, r)
 		return err
 	}
@@ -60,7 +61,7 @@ func (r *File) copyPart(into io.Writer, sum hash.Hash, from, bytes int64) error 
 	}
 	n, err := io.CopyN(io.MultiWriter(into, sum), r, bytes)
 	if errors.Is(err, io.EOF) && n < bytes {
-		err = fail("read", r.Found.Path, r.writers, errChanged)
+		err = r.changed()
 	}
 	return err
 }

@@ -113,21 +113,17 @@ func (e *BlockedError) Unwrap() error { return e.Err }
 // errChanged says that a name stands for something else than it did a moment ago.
 var errChanged = errors.New("somebody put something else there meanwhile")
 
-// blockable are the errors that the owner of a place can bring about there. Others, of
-// a broken disk for example, are what they are anywhere.
-var blockable = []error{
-	errChanged, unix.ENOENT, unix.ENOTDIR, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ELOOP, unix.EPERM,
-	unix.EACCES, unix.EAGAIN, unix.EROFS, unix.EBUSY, unix.EXDEV, unix.ENOSPC, unix.EDQUOT, unix.EINVAL,
-	unix.ENXIO, unix.ENOTCONN, unix.ESTALE, unix.EMLINK, unix.ETXTBSY,
-}
+// ours are the errors that nobody brings about in his place: those of a broken disk, and
+// of a machine that has no more to give.
+var ours = []error{unix.EIO, unix.EUCLEAN, unix.ENOMEM, unix.EMFILE, unix.ENFILE}
 
 // fail is the error of a system call about a path: in somebody's place a
-// *BlockedError, if he may have brought it about.
+// *BlockedError, since he may have brought it about.
 func fail(op, p string, place Place, err error) error {
 	if err == nil {
 		return nil
 	}
-	if !place.Root() && slices.ContainsFunc(blockable, func(known error) bool { return errors.Is(err, known) }) {
+	if !place.Root() && !slices.ContainsFunc(ours, func(known error) bool { return errors.Is(err, known) }) {
 		return &BlockedError{Path: p, Place: place, Reason: op + ": " + err.Error(), Err: err}
 	}
 	return &fs.PathError{Op: op, Path: p, Err: err}
@@ -156,8 +152,12 @@ type dir struct {
 	name   string
 	fd     int // O_PATH
 	device uint64
-	refs   int // of the trail, of directories below, of a call
+	mount  uint64 // 0 where the kernel does not say (before Linux 5.8)
+	refs   int    // of the trail, of directories below, of a call
 	place  Place
+	// hidden: on the way to it lies a directory in somebody's place that is not his, and
+	// that not everybody may enter. What is in it may be readable only by its own mode.
+	hidden bool
 	// sticky: it is root's, others may make names in it, and nobody may take away
 	// another's.
 	sticky bool
@@ -211,7 +211,7 @@ func (f *FS) follows(d *dir, uid uint32) bool {
 }
 
 // racing are the errors that somebody brings about who makes a name before us.
-var racing = []error{errChanged, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ENOENT, unix.ENOTDIR, unix.ELOOP}
+var racing = []error{errChanged, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EBUSY}
 
 // failNew is fail for a name that is being made: in a sticky directory of root others
 // may have made it.
@@ -221,16 +221,6 @@ func (f *FS) failNew(op, p string, d *dir, name string, err error) error {
 		place = Place{Path: d.path()}
 	}
 	return fail(op, p, place, err)
-}
-
-// failLook is fail for a name of which nothing can be said: in a sticky directory of
-// root's anybody may have mounted a FUSE file system on what is his own.
-func (f *FS) failLook(p string, d *dir, err error) error {
-	place := d.place
-	if d.sticky {
-		place = Place{Path: d.path()}
-	}
-	return fail("stat", p, place, err)
 }
 
 // IsRoot tells the users who may change anything below the root anyway: below another
@@ -265,7 +255,7 @@ func (f *FS) begin() error {
 		shut(fd)
 		return &fs.PathError{Op: "stat", Path: f.root, Err: err}
 	}
-	f.top = &dir{fd: fd, refs: 1, device: st.device}
+	f.top = &dir{fd: fd, refs: 1, device: st.device, mount: st.mount}
 	f.top.place, f.top.sticky = f.judge(f.top, nil, &st)
 	return nil
 }
@@ -336,31 +326,30 @@ func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
 	if err != nil {
 		return nil, fail("open", here, f.entry(at, name, nil), err)
 	}
-	st, err := statx(fd, "")
-	if err == nil {
-		err = f.strange(at, st.device, here)
-	} else {
-		err = f.failLook(here, at, err)
-	}
+	st, err := f.see(at, fd, "", here)
 	if err != nil {
 		shut(fd)
 		return nil, err
 	}
-	next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device}
+	next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device, mount: st.mount}
 	next.place, next.sticky = f.judge(next, at, &st)
+	next.hidden = at.hidden || !at.place.Root() && !at.place.owns(st.uid) && st.mode&0o001 == 0
 	at.refs++
 	return next, nil
 }
 
+// owns tells whether a user is the one whose place it is.
+func (p Place) owns(uid uint32) bool { return p.UID != 0 && uint32(p.UID) == uid }
+
 // stepOver walks on where there is no directory: over a link in root's place.
 func (f *FS) stepOver(at *dir, name string, links *int) (*dir, error) {
 	here := path.Join(at.path(), name)
-	st, err := statx(at.fd, name)
-	if errors.Is(err, unix.ENOENT) {
+	st, err := f.see(at, at.fd, name, here)
+	if isAbsent(err) {
 		return nil, &absentError{f.entry(at, name, nil), unix.ENOENT}
 	}
 	if err != nil {
-		return nil, f.failLook(here, at, err)
+		return nil, err
 	}
 	place, link := f.entry(at, name, &st), st.mode&unix.S_IFMT == unix.S_IFLNK
 	if place.Root() && link && !f.follows(at, st.uid) {
@@ -437,22 +426,55 @@ func (f *FS) judge(d, at *dir, st *stat) (place Place, sticky bool) {
 	return place, false
 }
 
-// strange is the error of something in a directory that is on another device, if that
-// is a FUSE file system that root did not mount: its server says whatever it likes of
-// owners and links, and may never answer. In somebody's place none is trusted.
-func (f *FS) strange(at *dir, device uint64, here string) error {
-	if device == at.device || unix.Major(device) != 0 {
+// see looks at something in a directory, by its name there or by its descriptor. It is an
+// error where what is there must not be believed.
+func (f *FS) see(d *dir, at int, name, here string) (stat, error) {
+	st, err := statx(at, name)
+	if errors.Is(err, unix.EACCES) {
+		// Not even root may ask a FUSE server that somebody runs for himself.
+		if st, failed := mounted(at, name); failed == nil {
+			if strange := f.strange(d, &st, here); strange != nil {
+				return stat{}, strange
+			}
+		}
+	}
+	if err != nil {
+		return stat{}, fail("stat", here, f.entry(d, name, nil), err)
+	}
+	return st, f.strange(d, &st, here)
+}
+
+// isAbsent tells that see found nothing.
+func isAbsent(err error) bool { return errors.Is(err, unix.ENOENT) }
+
+// strange is the error of something in a directory that is mounted there and must not be
+// believed. A FUSE server says whatever it likes of owners and links, and may never answer:
+// only what root mounted in his own place is entered. In somebody's place, only what is his
+// own is: he can move a mount of root's to another name there, from a namespace that does
+// not have it.
+func (f *FS) strange(d *dir, st *stat, here string) error {
+	if st.mount == d.mount && (st.mount != 0 || st.device == d.device) {
 		return nil
 	}
-	owner, fuse := fuseOwner(device)
-	if !fuse || at.place.Root() && f.isRoot(owner) {
-		return nil
+	place, owner, fuse, listed := d.place, st.uid, false, true
+	if unix.Major(st.device) == 0 {
+		var server uint32
+		if server, fuse, listed = fuseOwner(st); fuse || !listed {
+			owner = server
+		}
 	}
-	place := at.place
-	if place.Root() {
+	switch {
+	case place.Root() && listed && (!fuse || f.isRoot(owner)):
+		return nil
+	case !place.Root() && !fuse && listed && place.owns(owner):
+		return nil
+	case place.Root():
 		place = Place{Path: here, UID: int(owner)}
 	}
-	why := fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
+	why := fmt.Sprintf("a file system of uid %d is mounted at %s", owner, here)
+	if fuse {
+		why = fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
+	}
 	return &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENXIO}
 }
 

@@ -197,7 +197,7 @@ func everything(w *tree, p string) map[string]error {
 		"Follow": second(w.Follow(p)), "ReadFile": second(w.ReadFile(p, 10)), "Ground": second(w.Ground(p)),
 		"Names": w.Names(p, func(string) bool { return true }), "Sync": w.Sync(p), "SyncFS": w.SyncFS(p),
 		"Create": second(w.Create(p, "x.tmp", file, nothing)), "Symlink": second(w.Symlink(p, "x.tmp", "t", file)),
-		"Mkdir": w.Mkdir(p, file), "Own": w.Own(p, file, 0), "Remove": second(w.Remove(p)),
+		"Mkdir": w.Mkdir(p, file), "Own": w.Own(p, file, nil, disk.Node{}), "Remove": second(w.Remove(p)),
 		"Link": second(w.Link("/hard", "x.tmp", p)), "Rename": second(w.Rename(p, "x.tmp", fsat.ID{})),
 		"RemoveBeside": w.RemoveBeside(p, "x.tmp"),
 	}

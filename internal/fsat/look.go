@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -33,6 +34,15 @@ type Found struct {
 	Mounted   bool // a file system or a file is mounted there
 	Mount     uint64
 	Device    uint64
+	Born      int64 // nanoseconds since 1970, 0 where the file system does not say
+	// Writers is whose its bytes are: his who may replace it, or his who owns it.
+	Writers Place
+	// Moved: it is in a sticky directory of root's, where a user can move what is root's and
+	// no directory out of his own.
+	Moved bool
+	// Hidden: not everybody may enter a directory on the way to it that is not his whose
+	// place it is. Its mode does not say who could read it.
+	Hidden bool
 }
 
 // Size is that of its contents.
@@ -50,6 +60,10 @@ func (f *FS) found(d *dir, name, p string, st *stat) (Found, error) {
 		Stat: st.Stat, Path: p, Place: f.entry(d, name, st), Links: uint64(st.links), Allocated: st.allocated,
 		Immutable: st.attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0,
 		Mounted:   st.attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, Mount: st.mount, Device: st.device,
+		Born: st.born, Hidden: d.hidden, Moved: d.sticky,
+	}
+	if all.Writers = all.Place; all.Writers.Root() && !f.isRoot(st.uid) {
+		all.Writers = Place{Path: p, UID: all.UID}
 	}
 	switch all.Kind {
 	case disk.File:
@@ -62,7 +76,7 @@ func (f *FS) found(d *dir, name, p string, st *stat) (Found, error) {
 		}
 		all.Target = target
 	}
-	return all, f.strange(d, st.device, p)
+	return all, nil
 }
 
 // Look returns what stands at a path, without its contents: SHA256 is empty. A path
@@ -83,12 +97,12 @@ func (f *FS) look(p string) (Found, error) {
 	if err != nil {
 		return Found{}, whole(err, p)
 	}
-	st, err := statx(d.fd, name)
-	if errors.Is(err, unix.ENOENT) {
+	st, err := f.see(d, d.fd, name, p)
+	if isAbsent(err) {
 		return Found{Path: p, Place: f.entry(d, name, nil)}, nil
 	}
 	if err != nil {
-		return Found{}, f.failLook(p, d, err)
+		return Found{}, err
 	}
 	return f.found(d, name, p, &st)
 }
@@ -105,11 +119,9 @@ func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
 	if err != nil {
 		return -1, Found{}, fail("open", p, f.entry(d, name, nil), err)
 	}
-	st, err := statx(fd, "")
+	st, err := f.see(d, fd, "", p)
 	if err == nil {
 		found, err = f.found(d, name, p, &st)
-	} else {
-		err = f.failLook(p, d, err)
 	}
 	if err != nil {
 		shut(fd)
@@ -122,11 +134,20 @@ func (f *FS) open(d *dir, name, p string) (fd int, found Found, err error) {
 // many bytes as the file had when it was opened.
 type File struct {
 	Found Found
-	// writers is whose the bytes are.
-	writers Place
-	f       *os.File
-	bytes   io.Reader // of f, until the context ends
-	left    int64
+	f     *os.File
+	bytes *until // of f
+	left  int64
+	// want is the hash that the bytes must have, "" where they may have any.
+	want string
+	seen hash.Hash
+}
+
+// Expect lets reading fail at its end where the bytes are others than the plan saw. It is
+// for what others than root may write: root changes his files when he likes.
+func (r *File) Expect(sha256sum string) {
+	if !r.Found.Writers.Root() {
+		r.want, r.seen = sha256sum, sha256.New()
+	}
 }
 
 // Until reads on until its context ends, and then fails with the context's error.
@@ -168,7 +189,7 @@ func (f *FS) read(ctx context.Context, d *dir, name, p string, most int64) (*Fil
 	if found.Kind != disk.File {
 		return nil, fail("open", p, found.Place, fmt.Errorf("it is no regular file: %w", unix.EINVAL))
 	}
-	place := f.writers(&found)
+	place := found.Writers
 	if !place.Root() && found.Size() > most {
 		why := fmt.Sprintf("it has %d bytes, and at most %d are read of it", found.Size(), most)
 		return nil, &BlockedError{Path: p, Place: place, Reason: why, Err: unix.EFBIG}
@@ -183,26 +204,30 @@ func (f *FS) read(ctx context.Context, d *dir, name, p string, most int64) (*Fil
 		return nil, fail("open", p, found.Place, err)
 	}
 	file := os.NewFile(uintptr(real), p)
-	return &File{Found: found, writers: place, f: file, bytes: Until(ctx, file), left: found.Size()}, nil
+	return &File{Found: found, f: file, bytes: &until{ctx, file}, left: found.Size()}, nil
 }
 
-// writers is whose the bytes of a file are: his who may replace it, or his who owns it.
-func (f *FS) writers(found *Found) Place {
-	if found.Place.Root() && !f.isRoot(uint32(found.UID)) {
-		return Place{Path: found.Path, UID: found.UID}
-	}
-	return found.Place
-}
-
-// Read reads on, as io.Reader says.
+// Read reads on, as io.Reader says. A file of somebody's that has become shorter is an
+// error.
 func (r *File) Read(into []byte) (int, error) {
 	if r.left <= 0 {
+		if r.want != "" && hex.EncodeToString(r.seen.Sum(nil)) != r.want {
+			return 0, r.changed()
+		}
 		return 0, io.EOF
 	}
 	n, err := r.bytes.Read(into[:min(int64(len(into)), r.left)])
 	r.left -= int64(n)
+	if r.seen != nil {
+		r.seen.Write(into[:n])
+	}
+	if errors.Is(err, io.EOF) && !r.Found.Writers.Root() {
+		err = r.changed()
+	}
 	return n, err
 }
+
+func (r *File) changed() error { return fail("read", r.Found.Path, r.Found.Writers, errChanged) }
 
 // Close ends reading.
 func (r *File) Close() error { return r.f.Close() }

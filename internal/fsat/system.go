@@ -42,6 +42,7 @@ type stat struct {
 	allocated  int64
 	device     uint64
 	mount      uint64
+	born       int64 // 0 where the file system does not say
 	attributes uint64
 }
 
@@ -51,7 +52,7 @@ func statx(at int, name string) (stat, error) {
 	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC
 	var x unix.Statx_t
 	err := again(func() error {
-		return unix.Statx(at, name, flags, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &x)
+		return unix.Statx(at, name, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME|unix.STATX_MNT_ID, &x)
 	})
 	if err != nil {
 		return stat{}, err
@@ -62,7 +63,7 @@ func statx(at int, name string) (stat, error) {
 			MTime: nanoseconds(x.Mtime), CTime: nanoseconds(x.Ctime),
 		},
 		mode: uint32(x.Mode), uid: x.Uid, gid: x.Gid, links: x.Nlink, allocated: int64(x.Blocks) * 512,
-		device: unix.Mkdev(x.Dev_major, x.Dev_minor), mount: x.Mnt_id, attributes: x.Attributes & x.Attributes_mask,
+		device: unix.Mkdev(x.Dev_major, x.Dev_minor), mount: x.Mnt_id, born: nanoseconds(x.Btime), attributes: x.Attributes & x.Attributes_mask,
 	}, nil
 }
 
@@ -134,30 +135,43 @@ func dropACL(fd int, names ...string) error {
 	return nil
 }
 
-// fuseOwner tells whether the file system of a device is one of FUSE, and who mounted
-// it (proc_pid_mountinfo(5)).
-func fuseOwner(device uint64) (uid uint32, fuse bool) {
+// mounted says on which device and mount something lies, and asks nobody for it.
+func mounted(at int, name string) (stat, error) {
+	const flags = unix.AT_SYMLINK_NOFOLLOW | unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC
+	var x unix.Statx_t
+	if err := again(func() error { return unix.Statx(at, name, flags, 0, &x) }); err != nil {
+		return stat{}, err
+	}
+	return stat{device: unix.Mkdev(x.Dev_major, x.Dev_minor), mount: x.Mnt_id}, nil
+}
+
+// fuseOwner tells whether a mount is one of FUSE, and who mounted it, and whether it is
+// listed at all (proc_pid_mountinfo(5)): one that was taken off the tree is not.
+func fuseOwner(st *stat) (uid uint32, fuse, listed bool) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return 0, false
+		return 0, false, false
 	}
-	number := fmt.Sprintf("%d:%d", unix.Major(device), unix.Minor(device))
+	column, number := 0, strconv.FormatUint(st.mount, 10)
+	if st.mount == 0 {
+		column, number = 2, fmt.Sprintf("%d:%d", unix.Major(st.device), unix.Minor(st.device))
+	}
 	for line := range strings.Lines(string(mounts)) {
 		before, after, _ := strings.Cut(line, " - ")
 		mount, super := strings.Fields(before), strings.Fields(after)
-		if len(mount) < 3 || len(super) < 3 || mount[2] != number {
+		if len(mount) < 3 || len(super) < 3 || mount[column] != number {
 			continue
 		}
 		if kind, _, _ := strings.Cut(super[0], "."); kind != "fuse" {
-			return 0, false
+			return 0, false, true
 		}
 		for option := range strings.SplitSeq(super[2], ",") {
 			if id, ok := strings.CutPrefix(option, "user_id="); ok {
 				n, _ := strconv.ParseUint(id, 10, 32)
-				return uint32(n), true
+				return uint32(n), true, true
 			}
 		}
-		return 0, true
+		return 0, true, true
 	}
-	return 0, false
+	return 0, false, false
 }

@@ -30,6 +30,7 @@ func (m *maker) blocked(p string, err error) bool {
 func (p *Plan) Block(item *Item, why *fsat.BlockedError) {
 	*item = Item{
 		Path: item.Path, Action: Blocked, Origin: item.Origin, Note: why.Reason, Place: &why.Place, Base: item.Base,
+		Late: true,
 	}
 	p.Manifest.Revert(map[string]*state.Entry{item.Path: item.Base})
 }
@@ -75,13 +76,15 @@ func (m *maker) guard(item *Item, b *base, found *fsat.Found) error {
 	if taken := found.UID != item.After.UID && !m.Host.Files.IsRoot(found.UID); taken && kind == disk.File {
 		item.Anew = item.After.SHA256 != ""
 	}
-	if item.Anew || found.Place.Root() {
+	if item.Anew {
 		return nil
 	}
 	why := whyUnsafe(found, item.After)
-	switch ours := b != nil && b.entry.Stat.Inode == found.Inode && b.matches(found.Node); {
-	case kind == disk.Directory && (why == nil || ours):
-		item.Inode = found.Inode
+	switch {
+	case found.Place.Root():
+		return why
+	case kind == disk.Directory && (why == nil || m.isOurs(b, found)):
+		item.Known = found.Known()
 		return nil
 	case kind == disk.Directory && found.HalfMade() && m.empty(found.Path):
 		return nil // it is made anew
@@ -90,6 +93,32 @@ func (m *maker) guard(item *Item, b *base, found *fsat.Found) error {
 		return nil
 	}
 	return why
+}
+
+// guardCopies keeps bytes from being taken over that only a directory hides: restored, or
+// made a part of another file, they could be read. Those that we left there are known.
+func guardCopies(item *Item, b *base, found *fsat.Found) error {
+	copied := item.Write && found.Kind == disk.File && (item.Pristine != nil || !item.After.SameContent(item.Before))
+	if !copied || !found.Hidden || found.Place.UID == found.UID || b != nil && b.matches(found.Node) {
+		return nil
+	}
+	why := "what is there is hidden by a directory on the way to it, and its copy would not be"
+	return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: why}
+}
+
+// isOurs tells whether a directory is the one that we left there: it has its inode, owner
+// and mode, and nothing in it that we do not know. The number alone may be another one's by
+// now.
+func (m *maker) isOurs(b *base, found *fsat.Found) bool {
+	if b == nil || b.entry.Stat.Inode != found.Inode || !b.matches(found.Node) {
+		return false
+	}
+	ours := true
+	err := m.Host.Files.Names(found.Path, func(name string) bool {
+		ours = m.bases[path.Join(found.Path, name)] != nil
+		return ours
+	})
+	return err == nil && ours
 }
 
 // empty tells whether nothing is in a directory.

@@ -177,7 +177,7 @@ func (m *maker) finish() {
 	for _, p := range sortedKeys(m.items) {
 		item := m.items[p]
 		item.Before.Secret = item.Before.Kind == disk.File && m.secret(item)
-		if item.Place = m.place(item); item.Place != nil && m.bases[p] != nil {
+		if item.Place = m.place(item); item.Write && m.bases[p] != nil {
 			item.Base = &m.bases[p].entry
 		}
 		m.plan.Items = append(m.plan.Items, *item)

@@ -47,6 +47,11 @@ func isAsLeft(ctx context.Context, h *host.Host, entry *state.Entry) (bool, erro
 	if entry.Kind == disk.HardLink {
 		return found.Kind == disk.File, nil
 	}
+	if found.Kind == disk.Other && !found.Place.Root() {
+		return false, &fsat.BlockedError{
+			Path: entry.Path, Place: found.Place, Reason: "it is a device, a socket or a pipe on this host",
+		}
+	}
 	if found.Kind != disk.File || entry.SHA256 == "" {
 		return entry.Equal(found.Node), nil
 	}

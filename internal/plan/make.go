@@ -285,8 +285,12 @@ func (m *maker) look(p string) (fsat.Found, error) {
 		return fsat.Found{}, later
 	}
 	found := fsat.Found{Path: p}
-	astray, err := m.astray(p)
-	if err == nil && !astray {
+	way, err := m.astray(p)
+	switch {
+	case err != nil:
+	case way != nil:
+		found.Place = way.Place
+	default:
 		found, err = m.Host.Files.Look(p)
 	}
 	if err == nil && found.Kind == disk.File {
@@ -317,11 +321,11 @@ func (m *maker) most(p string) int64 {
 	return most
 }
 
-// astray tells whether the way to a path leads through a link that is itself
-// managed. What lies there belongs to the place that the link names: either the
+// astray returns the link or file on the way to a path that is itself managed, nil where
+// there is none. What lies there belongs to the place that the link names: either the
 // link goes, and nothing is at the path yet, or the config wants the link, and
 // what was at the path went with the directory before it.
-func (m *maker) astray(p string) (bool, error) {
+func (m *maker) astray(p string) (*fsat.Found, error) {
 	for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
 		w, b, item := m.wants[dir], m.bases[dir], m.items[dir]
 		if w == nil && b == nil {
@@ -329,19 +333,19 @@ func (m *maker) astray(p string) (bool, error) {
 		}
 		found, err := m.look(dir)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		switch {
 		case found.Kind == disk.File && item != nil && item.Write && item.After.Kind == disk.Directory:
-			return true, nil // it gives way
+			return &found, nil // it gives way
 		case found.Kind != disk.Link:
 		case w != nil && w.node.Kind == disk.Link,
 			item != nil && item.Write && item.After.Kind == disk.Directory,
 			w == nil && b.entry.Origin != state.Foreign && b.matches(found.Node):
-			return true, nil
+			return &found, nil
 		}
 	}
-	return false, nil
+	return nil, nil
 }
 
 // compare decides about one wanted path by the three-way table.
@@ -398,7 +402,7 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	if err := m.decide(ctx, w, item, b); err != nil {
 		return err
 	}
-	if m.blocked(w.path, m.guard(item, b, &found)) {
+	if m.blocked(w.path, guardCopies(item, b, &found)) || m.blocked(w.path, m.guard(item, b, &found)) {
 		return nil
 	}
 	if item.After.Kind == disk.File && item.After.SHA256 != "" && w.applied == nil {
@@ -656,7 +660,9 @@ func (m *maker) beforeAppend(
 		if node.Kind != disk.File {
 			return nil, nil, nil
 		}
-		if err := whyUnsafe(&fsat.Found{Node: node, Path: p, Place: found.Place, Links: 1}, w.node); err != nil {
+		kept := *found
+		kept.Node, kept.Links = node, 1
+		if err := whyUnsafe(&kept, w.node); err != nil {
 			return nil, nil, err
 		}
 		r, err := m.Pristine.Open(p)
@@ -712,7 +718,7 @@ func (m *maker) readWhole(p string, looked, wanted disk.Node) ([]byte, error) {
 // whyUnsafe is why what stands at a path must not become, as it is, what is wanted there.
 func whyUnsafe(found *fsat.Found, wanted disk.Node) error {
 	if why := found.Unsafe(wanted); why != "" {
-		return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: why}
+		return &fsat.BlockedError{Path: found.Path, Place: found.Whose(), Reason: why}
 	}
 	return nil
 }

@@ -56,10 +56,12 @@ type Item struct {
 	// Anew: a file is written although it has its bytes, because what is there must not
 	// get its owner or mode.
 	Anew bool `json:"anew,omitempty"`
-	// Inode is the directory in somebody's place that may get its owner and mode.
-	Inode uint64 `json:"inode,omitempty"`
-	// Base is what the manifest has of a path in somebody's place, nil where nothing is
-	// managed there: it stays known if the engine finds the path blocked.
+	// Known is the directory in somebody's place that may get its owner and mode.
+	Known *fsat.Known `json:"known,omitempty"`
+	// Late: it was found blocked when the plan was made already.
+	Late bool `json:"late,omitempty"`
+	// Base is what the manifest has of the path, nil where nothing is managed there: it
+	// stays known if the path turns out to be blocked.
 	Base *state.Entry `json:"base,omitempty"`
 
 	// open reads the wanted bytes of a file; the pin stores them by hash.

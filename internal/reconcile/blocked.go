@@ -104,14 +104,29 @@ func (r *Reconciler) notYet(digest string) map[string]*fsat.BlockedError {
 	return later
 }
 
-// stillBlocked tells whether a plan for nothing but blocked paths finds none of them
-// free.
-func (r *Reconciler) stillBlocked(p *plan.Plan) bool {
-	blocked := map[string]bool{}
-	for _, item := range p.Blocked() {
-		blocked[item.Path] = true
+// nothingNew tells whether a plan for what is blocked, or drifted, finds that all of it is
+// blocked: no generation comes of that, or there would be one at every run.
+func (r *Reconciler) nothingNew(prop *Proposal, reasons []string) bool {
+	applied := r.Update.State.Applied
+	if applied == nil || applied.Digest != prop.Digest || !prop.Plan.Empty() || len(prop.Plan.Blocked()) == 0 {
+		return false
 	}
-	return p.Empty() && !slices.ContainsFunc(r.Update.State.Applied.Blocked, func(b state.Blocked) bool {
-		return !blocked[b.Path]
+	for _, reason := range reasons {
+		if _, ok := strings.CutSuffix(reason, drifted(0)[1:]); !ok && reason != unblocked {
+			return false
+		}
+	}
+	blocked := blockedBy(prop.Plan)
+	return !slices.ContainsFunc(applied.Blocked, func(b state.Blocked) bool {
+		return !slices.ContainsFunc(blocked, func(now state.Blocked) bool { return now.Path == b.Path })
 	})
+}
+
+// blockedBy are the paths that a plan leaves as they are.
+func blockedBy(p *plan.Plan) []state.Blocked {
+	var blocked []state.Blocked
+	for _, item := range p.Blocked() {
+		blocked = append(blocked, state.Blocked{Path: item.Path, Place: *item.Place, Reason: item.Note})
+	}
+	return blocked
 }

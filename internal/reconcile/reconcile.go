@@ -25,6 +25,7 @@ import (
 	"github.com/reconf-pull/reconf-pull/internal/engine"
 	"github.com/reconf-pull/reconf-pull/internal/finding"
 	"github.com/reconf-pull/reconf-pull/internal/fleet"
+	"github.com/reconf-pull/reconf-pull/internal/fsat"
 	"github.com/reconf-pull/reconf-pull/internal/hooks"
 	"github.com/reconf-pull/reconf-pull/internal/host"
 	"github.com/reconf-pull/reconf-pull/internal/lock"
@@ -380,8 +381,9 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 		}
 	}
 	prop, err := r.propose(ctx, rev, tree, hc, reasons, due)
-	if err == nil && slices.Equal(reasons, []string{unblocked}) && r.stillBlocked(prop.Plan) {
-		out.Result, out.Generation = UpToDate, st.Applied.Generation
+	if err == nil && r.nothingNew(prop, reasons) {
+		out.Result, out.Generation, out.Drift = UpToDate, st.Applied.Generation, nil
+		out.Blocked = blockedBy(prop.Plan)
 		return nil, r.rememberRef(rev.Ref)
 	}
 	return prop, err
@@ -620,19 +622,22 @@ func (r *Reconciler) standing(ctx context.Context, out *Outcome) ([]string, erro
 	if err != nil {
 		return nil, err
 	}
-	drifted, blocked, err := plan.Drifted(ctx, r.Host, manifest)
-	if err != nil {
+	out.Blocked = nil
+	var blocked []*fsat.BlockedError
+	if out.Drift, blocked, err = plan.Drifted(ctx, r.Host, manifest); err != nil {
 		return nil, err
 	}
-	out.Drift, out.Blocked = drifted, nil
 	for _, one := range blocked {
 		out.Blocked = append(out.Blocked, state.Blocked{Path: one.Path, Place: one.Place, Reason: one.Reason})
 	}
 	if len(out.Drift) > 0 && r.Settings.CorrectDrift {
-		return []string{fmt.Sprintf("%d paths drifted", len(out.Drift))}, nil
+		return []string{drifted(len(out.Drift))}, nil
 	}
 	return nil, nil
 }
+
+// drifted is the reason of a change that corrects so many paths.
+func drifted(paths int) string { return fmt.Sprintf("%d paths drifted", paths) }
 
 // manifest is the applied generation's; a host without one manages nothing.
 func (r *Reconciler) manifest() (*state.Manifest, error) {

@@ -86,7 +86,7 @@ func (p Pristine) Keep(path string, node disk.Node, from io.Reader) (err error) 
 	}
 	if from != nil {
 		if err := p.write(content(temp, node), from, node.Secret); err != nil {
-			return fmt.Errorf("keeping the pristine copy of %s: %w", path, err)
+			return errors.Join(fmt.Errorf("keeping the pristine copy of %s: %w", path, err), os.RemoveAll(temp))
 		}
 	}
 	data, err := json.Marshal(pristineRecord{Path: path, Node: node})
@@ -103,7 +103,7 @@ func (p Pristine) Keep(path string, node disk.Node, from io.Reader) (err error) 
 }
 
 func (p Pristine) write(path string, r io.Reader, encrypted bool) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (o *Offline) link(link systemd.Link) error {
 		return errors.Join(err, o.removeEmpty(dir))
 	}
 	temp := "." + path.Base(link.Path) + ".reconf"
-	made, err := files.Symlink(link.Path, temp, link.Target, fsat.Attributes{})
+	made, err := files.Symlink(link.Path, temp, link.Target, fsat.Plain(0))
 	if err == nil {
 		_, err = files.Rename(link.Path, temp, made)
 	}
@@ -137,7 +137,7 @@ func (o *Offline) mkdir(dir string) error {
 	if err := o.mkdir(path.Dir(dir)); err != nil {
 		return err
 	}
-	return o.Host.Files.Mkdir(dir, fsat.Attributes{Node: disk.Node{Kind: disk.Directory, Mode: 0o755}})
+	return o.Host.Files.Mkdir(dir, fsat.Plain(0o755))
 }
 
 func (o *Offline) disable(units []string) error {

@@ -97,6 +97,9 @@ func (s *record) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := revert(s.job); err != nil {
+		return err
+	}
 	g := u.generation(s.change, s.job.Plan, number)
 	g.block(blocked)
 	if err := keep(s.job, u.Dirs.Generation(number), g); err != nil {
@@ -241,19 +244,43 @@ func (u *Update) blocked(job *engine.Job) ([]state.Blocked, error) {
 		return nil, err
 	}
 	for _, item := range job.Plan.Blocked() {
-		all = append(all, state.Blocked{Path: item.Path, Place: *item.Place, Reason: item.Note})
+		all = append(all, state.Blocked{Path: item.Path, Place: *item.Place, Reason: item.Note, Late: item.Late})
 	}
 	slices.SortFunc(all, func(a, b state.Blocked) int { return strings.Compare(a.Path, b.Path) })
+	now, before := u.Host.Now(), map[string]state.Blocked{}
+	if u.State.Applied != nil {
+		for _, b := range u.State.Applied.Blocked {
+			before[b.Path] = b
+		}
+	}
 	for i := range all {
-		all[i].Tries, all[i].Tried = 1, u.Host.Now()
-		if applied := u.State.Applied; applied != nil {
-			before := slices.IndexFunc(applied.Blocked, func(b state.Blocked) bool { return b.Path == all[i].Path && b.Late })
-			if before >= 0 {
-				all[i].Tries += applied.Blocked[before].Tries
-			}
+		last, known := before[all[i].Path]
+		switch all[i].Tries, all[i].Tried = 1, now; {
+		case known && last.Late && now.Before(last.NotBefore()) && !all[i].Late:
+			all[i] = last // it was not tried
+		case known && last.Late:
+			all[i].Tries += last.Tries
 		}
 	}
 	return all, nil
+}
+
+// revert puts back in the manifest of a change what is known of the paths that its engine
+// found blocked. It may be called again after a crash.
+func revert(job *engine.Job) error {
+	late, err := state.ReadBlocked(job.Dir)
+	if err != nil || len(late) == 0 {
+		return err
+	}
+	before := map[string]*state.Entry{}
+	for i := range job.Plan.Items {
+		item := &job.Plan.Items[i]
+		if slices.ContainsFunc(late, func(b state.Blocked) bool { return b.Path == item.Path }) {
+			before[item.Path] = item.Base
+		}
+	}
+	job.Manifest.Revert(before)
+	return state.WriteManifest(filepath.Join(job.Dir, "manifest"), job.Manifest)
 }
 
 // WriteGeneration and ReadGeneration keep the record in a generation's directory.

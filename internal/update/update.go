@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -297,6 +296,9 @@ func (u *Update) stage(ctx context.Context, dir string, p *plan.Plan, in Inputs)
 		}
 		err := u.keepBefore(ctx, dir, i, item)
 		var blocked *fsat.BlockedError
+		if item.Place != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+			err = &fsat.BlockedError{Path: item.Path, Place: *item.Place, Reason: "there is no room for a copy of what is there"}
+		}
 		if errors.As(err, &blocked) {
 			p.Block(item, blocked)
 		} else if err != nil {
@@ -351,7 +353,7 @@ func (u *Update) keepBefore(ctx context.Context, dir string, i int, item *plan.I
 		return err
 	}
 	defer in.Close()
-	return u.copyFile(in, item, filepath.Join(dir, engine.Backup(i, item.Before)))
+	return u.copyFile(in, filepath.Join(dir, engine.Backup(i, item.Before)))
 }
 
 // asPlanned opens what stands at the path of an item. In somebody's place it has to be
@@ -362,14 +364,18 @@ func (u *Update) asPlanned(ctx context.Context, item *plan.Item, p string) (*fsa
 		return nil, err
 	}
 	now := f.Found.Node
-	if now.SHA256 = item.Before.SHA256; p == item.Path && !f.Found.Place.Root() && !item.Before.Equal(now) {
+	if now.SHA256 = item.Before.SHA256; p != item.Path || f.Found.Writers.Root() {
+		return f, nil
+	}
+	if !item.Before.Equal(now) {
 		return nil, errors.Join(changedMeanwhile(&f.Found), f.Close())
 	}
+	f.Expect(item.Before.SHA256)
 	return f, nil
 }
 
 func changedMeanwhile(found *fsat.Found) error {
-	return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: "somebody changed it while its copy was made"}
+	return &fsat.BlockedError{Path: found.Path, Place: found.Writers, Reason: "somebody changed it while its copy was made"}
 }
 
 // storeBlob writes the wanted bytes by their hash, unless they are there, and
@@ -458,56 +464,34 @@ func (u *Update) keepPristine(ctx context.Context, item *plan.Item) error {
 		return err
 	}
 	defer f.Close()
-	switch {
-	case item.Pristine.Bytes < 0 && f.Found.Place.Root():
+	if item.Pristine.Bytes < 0 {
 		return store.Keep(item.Path, node, f)
-	case item.Pristine.Bytes < 0:
-		return store.Keep(item.Path, node, &hashed{r: f, sum: sha256.New(), want: node.SHA256, found: &f.Found})
 	}
-	var first bytes.Buffer // something is appended to it, in memory
-	if _, err := io.CopyN(&first, f, item.Pristine.Bytes); err != nil {
-		return err
-	}
-	sum := sha256.Sum256(first.Bytes())
-	node.Size, node.SHA256 = item.Pristine.Bytes, hex.EncodeToString(sum[:])
-	return store.Keep(item.Path, node, &first)
-}
-
-// hashed reads a file of somebody's place, and fails at its end where that is not what
-// the plan saw.
-type hashed struct {
-	r     io.Reader
-	sum   hash.Hash
-	want  string
-	found *fsat.Found
-}
-
-func (h *hashed) Read(into []byte) (int, error) {
-	n, err := h.r.Read(into)
-	h.sum.Write(into[:n])
-	if errors.Is(err, io.EOF) && hex.EncodeToString(h.sum.Sum(nil)) != h.want {
-		err = changedMeanwhile(h.found)
-	}
-	return n, err
-}
-
-// copyFile makes a backup: encrypted, if its name says so.
-func (u *Update) copyFile(in *fsat.File, item *plan.Item, to string) (err error) {
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	data, err := f.Whole() // something is appended to it, in memory
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	seen := sha256.New()
+	first := data[:min(int64(len(data)), item.Pristine.Bytes)]
+	sum := sha256.Sum256(first)
+	node.Size, node.SHA256 = int64(len(first)), hex.EncodeToString(sum[:])
+	return store.Keep(item.Path, node, bytes.NewReader(first))
+}
+
+// copyFile makes a backup: encrypted, if its name says so.
+func (u *Update) copyFile(in *fsat.File, to string) (err error) {
+	out, err := os.OpenFile(to, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err = errors.Join(err, out.Close()); err != nil {
+			err = errors.Join(err, os.Remove(to))
+		}
+	}()
 	if strings.HasSuffix(to, secret.Suffix) {
-		err = u.Secrets.Encrypt(out, io.TeeReader(in, seen))
-	} else {
-		err = in.CopyTo(out, seen)
+		return u.Secrets.Encrypt(out, in)
 	}
-	if err == nil && !in.Found.Place.Root() && hex.EncodeToString(seen.Sum(nil)) != item.Before.SHA256 {
-		err = changedMeanwhile(&in.Found)
-	}
-	return err
+	return in.CopyTo(out, sha256.New())
 }
 
 func writeJSON(path string, v any) error {

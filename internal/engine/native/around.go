@@ -138,7 +138,7 @@ func (t *transaction) tighten(item *plan.Item, now disk.Node) error {
 		return nil
 	}
 	t.begun = true
-	become := func() error { return t.Host.Files.Own(item.Path, fsat.Attributes{Node: now}, 0) }
+	become := func() error { return t.Host.Files.Own(item.Path, fsat.Attributes{Node: now}, nil, disk.Node{}) }
 	if now.Mode = mode; sameOwner {
 		return become()
 	}
@@ -211,7 +211,7 @@ func (t *transaction) finish(ctx context.Context) (differing []string, err error
 		}
 		now, err := t.read(ctx, item)
 		if err == nil && t.labels[item.Path] != "" {
-			err = t.Host.Files.Own(item.Path, fsat.Attributes{Node: now.Node, Label: t.labels[item.Path]}, 0)
+			err = t.Host.Files.Own(item.Path, fsat.Attributes{Node: now.Node, Label: t.labels[item.Path]}, nil, disk.Node{})
 		}
 		if err != nil {
 			return nil, fmt.Errorf("looking at %s: %w", item.Path, err)

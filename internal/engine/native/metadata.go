@@ -27,7 +27,7 @@ func (t *transaction) sysusers(ctx context.Context) error {
 			if item.Path != file && (item.After.Kind != disk.Directory || !strings.HasPrefix(file, item.Path+"/")) {
 				continue
 			}
-			if err := t.stage(ctx, item); err != nil {
+			if err := t.stage(ctx, item); err != nil && !t.leaves(item, err) {
 				return fmt.Errorf("preparing %s: %w", item.Path, err)
 			}
 			if item.Path == file {

@@ -107,9 +107,14 @@ func (e *Engine) demandCopies(demands map[uint64]*demand, p *plan.Plan) error {
 		if err != nil {
 			continue // it will not be copied
 		}
-		need += uint64(found.Allocated)
+		copies := uint64(1)
 		if item.Pristine != nil {
-			need += uint64(found.Allocated)
+			copies = 2
+		}
+		if size := uint64(found.Allocated); item.Secret() { // encrypted, there are no holes
+			need += copies * uint64(found.Size())
+		} else {
+			need += copies * size
 		}
 	}
 	if need == 0 {
@@ -442,7 +447,7 @@ func (t *transaction) isLinked(item *plan.Item) bool {
 // in somebody's place is made anew.
 func (t *transaction) makeDirectory(item *plan.Item, now *fsat.Found) error {
 	switch {
-	case now.Kind == disk.Directory && (!now.HalfMade() || now.Inode == item.Inode):
+	case now.Kind == disk.Directory && (!now.HalfMade() || item.Known.Is(now)):
 		return nil
 	case now.Kind == disk.Absent:
 	default:
@@ -597,7 +602,7 @@ func (t *transaction) commit(item *plan.Item) error {
 		return t.remove(item)
 	case disk.Directory:
 		t.begun = true
-		return t.Host.Files.Own(item.Path, t.attributes(item), item.Inode)
+		return t.Host.Files.Own(item.Path, t.attributes(item), item.Known, item.Before)
 	case disk.HardLink:
 		return t.link(item)
 	}
@@ -610,7 +615,7 @@ func (t *transaction) commit(item *plan.Item) error {
 		return err // a link, or a file of another kind, was put in place before a crash
 	}
 	t.begun = true
-	return t.Host.Files.Own(item.Path, t.attributes(item), 0)
+	return t.Host.Files.Own(item.Path, t.attributes(item), nil, disk.Node{})
 }
 
 // replace renames what was staged over the path.
@@ -664,38 +669,26 @@ func (t *transaction) undoStaging() error {
 }
 
 // fillManifest records what lies on the disk now, so that the next look at an
-// unchanged file need not read it. What is blocked stays known as it was.
+// unchanged file need not read it, and which paths are blocked. These keep their entries:
+// a later Apply of this change may get to them.
 func (t *transaction) fillManifest() error {
-	m := t.job.Manifest
-	entries := m.Lookup()
-	before := map[string]*state.Entry{}
+	entries := t.job.Manifest.Lookup()
 	for _, item := range t.work() {
-		if _, blocked := t.blocked[item.Path]; blocked {
-			before[item.Path] = item.Base
-			continue
-		}
 		entry := entries[item.Path]
-		if entry == nil || item.After.Kind == disk.Absent {
+		if _, blocked := t.blocked[item.Path]; blocked || entry == nil || item.After.Kind == disk.Absent {
 			continue
 		}
 		now, err := t.Host.Files.Look(item.Path)
 		if err != nil && !t.leaves(item, err) {
 			return err
 		}
-		if err != nil {
-			before[item.Path] = item.Base
-			continue
-		}
 		entry.Stat = now.Stat
 		// Names of accounts that this change made; the manifest's file has no
 		// names, so after a crash they are not in it.
 		entry.UID, entry.GID, entry.User, entry.Group = item.After.UID, item.After.GID, "", ""
 	}
-	if len(before) > 0 {
-		m.Revert(before)
-	}
 	if err := state.SaveBlocked(t.job.Dir, slices.Collect(maps.Values(t.blocked))); err != nil {
 		return err
 	}
-	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), m)
+	return state.WriteManifest(filepath.Join(t.job.Dir, "manifest"), t.job.Manifest)
 }

@@ -89,7 +89,7 @@ func (e *Engine) inverse(ctx context.Context, job *engine.Job) (*plan.Plan, map[
 		now.Secret = item.Secret()
 		back.Items = append(back.Items, plan.Item{
 			Path: item.Path, Before: now, After: after, Origin: item.Origin, Write: true,
-			Place: item.Place, Anew: item.Anew, Inode: item.Inode,
+			Place: item.Place, Anew: item.Anew, Known: item.Known,
 		})
 	}
 	full, err := e.keepFull(back)
