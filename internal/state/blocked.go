@@ -25,7 +25,7 @@ type Blocked struct {
 	// Late: it was found when the plan was being carried out, not when it was made.
 	// Only another try can tell whether it still is.
 	Late bool `json:"late,omitempty"`
-	// Tries are those in a row that ended so, and Tried when the last one was.
+	// Tries are those in a row that ended so, where it is Late, and Tried when the last one was.
 	Tries int       `json:"tries,omitempty"`
 	Tried time.Time `json:"tried,omitzero"`
 }

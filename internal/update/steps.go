@@ -254,12 +254,12 @@ func (u *Update) blocked(job *engine.Job) ([]state.Blocked, error) {
 		}
 	}
 	for i := range all {
-		last, known := before[all[i].Path]
-		switch all[i].Tries, all[i].Tried = 1, now; {
-		case known && last.Late && now.Before(last.NotBefore()) && !all[i].Late:
+		last := before[all[i].Path]
+		switch {
+		case all[i].Late:
+			all[i].Tries, all[i].Tried = last.Tries+1, now
+		case last.Late && now.Before(last.NotBefore()):
 			all[i] = last // it was not tried
-		case known && last.Late:
-			all[i].Tries += last.Tries
 		}
 	}
 	return all, nil
