@@ -22,8 +22,11 @@ import (
 // Set-id bits are for bytes that we wrote.
 func (f *Found) Unsafe(wanted disk.Node) string {
 	file := f.Kind == disk.File
-	if file && wanted.Mode&setID != 0 && f.UID != wanted.UID && !f.Writers.Root() {
+	switch {
+	case file && wanted.Mode&setID != 0 && f.UID != wanted.UID && !f.Writers.Root():
 		return "what is there would get set-id bits"
+	case f.Guest && (f.UID != wanted.UID || f.GID != wanted.GID):
+		return "a file system that is not his is mounted there"
 	}
 	if f.Place.Root() && !(file && f.Moved) || !file && f.Kind != disk.Directory {
 		return ""
@@ -117,7 +120,7 @@ func (f *FS) Create(p, temp string, is Attributes, fill func(*Draft) error) (id 
 
 func (f *FS) create(d *dir, name, temp, p string, is Attributes, fill func(*Draft) error) (id ID, err error) {
 	beside := path.Join(path.Dir(p), temp)
-	if err := f.clear(d, temp, beside); err != nil {
+	if err := errors.Join(f.foreign(d, p, is.Node), f.clear(d, temp, beside)); err != nil {
 		return ID{}, err
 	}
 	fd, err := unix.Openat(d.fd, temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
@@ -219,7 +222,7 @@ func (f *FS) clear(d *dir, temp, p string) error {
 func (f *FS) Symlink(p, temp, target string, is Attributes) (id ID, err error) {
 	err = f.in("symlink", p, func(d *dir, _ string) error {
 		beside := path.Join(path.Dir(p), temp)
-		if err := f.clear(d, temp, beside); err != nil {
+		if err := errors.Join(f.foreign(d, p, is.Node), f.clear(d, temp, beside)); err != nil {
 			return err
 		}
 		if err := unix.Symlinkat(target, d.fd, temp); err != nil {
@@ -317,6 +320,9 @@ func (f *FS) Rename(p, temp string, made ID) (changed bool, err error) {
 // Mkdir makes a directory. It is root's alone to write until it has its owner and mode.
 func (f *FS) Mkdir(p string, is Attributes) error {
 	return f.in("mkdir", p, func(d *dir, name string) error {
+		if err := f.foreign(d, p, is.Node); err != nil {
+			return err
+		}
 		mode := uint32(0o700)
 		if d.place.Root() {
 			mode = is.Node.Mode & 0o755 // one that a crash leaves has it already

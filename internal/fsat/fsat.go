@@ -158,6 +158,8 @@ type dir struct {
 	// hidden: on the way to it lies a directory in somebody's place that is not his, and
 	// that not everybody may enter. What is in it may be readable only by its own mode.
 	hidden bool
+	// guest: on the way to it, in somebody's place, something is mounted that is not his.
+	guest bool
 	// sticky: it is root's, others may make names in it, and nobody may take away
 	// another's.
 	sticky bool
@@ -333,6 +335,7 @@ func (f *FS) step(at *dir, name string, links *int) (*dir, error) {
 	}
 	next := &dir{parent: at, name: name, fd: fd, refs: 1, device: st.device, mount: st.mount}
 	next.place, next.sticky = f.judge(next, at, &st)
+	next.guest = at.guest || at.isGuest(&st)
 	next.hidden = at.hidden || !at.place.Root() && !at.place.owns(st.uid) && st.mode&0o001 == 0
 	at.refs++
 	return next, nil
@@ -447,35 +450,47 @@ func (f *FS) see(d *dir, at int, name, here string) (stat, error) {
 // isAbsent tells that see found nothing.
 func isAbsent(err error) bool { return errors.Is(err, unix.ENOENT) }
 
+// isMounted tells whether something in a directory is on another mount than that.
+func (d *dir) isMounted(st *stat) bool {
+	return st.mount != d.mount || st.mount == 0 && st.device != d.device
+}
+
+// isGuest tells whether something is mounted in somebody's place that is not his. He can
+// move the mount to another name there, from a namespace that does not have it.
+func (d *dir) isGuest(st *stat) bool {
+	return d.isMounted(st) && !d.place.Root() && !d.place.owns(st.uid)
+}
+
 // strange is the error of something in a directory that is mounted there and must not be
-// believed. A FUSE server says whatever it likes of owners and links, and may never answer:
-// only what root mounted in his own place is entered. In somebody's place, only what is his
-// own is: he can move a mount of root's to another name there, from a namespace that does
-// not have it.
+// believed: a FUSE server says whatever it likes of owners and links, and may never answer.
+// Only what root mounted in his own place is entered.
 func (f *FS) strange(d *dir, st *stat, here string) error {
-	if st.mount == d.mount && (st.mount != 0 || st.device == d.device) {
+	if !d.isMounted(st) || unix.Major(st.device) != 0 {
 		return nil
 	}
-	place, owner, fuse, listed := d.place, st.uid, false, true
-	if unix.Major(st.device) == 0 {
-		var server uint32
-		if server, fuse, listed = fuseOwner(st); fuse || !listed {
-			owner = server
-		}
+	owner, fuse, listed := fuseOwner(st)
+	if listed && (!fuse || d.place.Root() && f.isRoot(owner)) {
+		return nil
 	}
-	switch {
-	case place.Root() && listed && (!fuse || f.isRoot(owner)):
-		return nil
-	case !place.Root() && !fuse && listed && place.owns(owner):
-		return nil
-	case place.Root():
+	place := d.place
+	if place.Root() {
 		place = Place{Path: here, UID: int(owner)}
 	}
-	why := fmt.Sprintf("a file system of uid %d is mounted at %s", owner, here)
-	if fuse {
-		why = fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
+	why := fmt.Sprintf("%s is a FUSE file system of uid %d", here, owner)
+	if !fuse {
+		why = "nobody can say what is mounted at " + here
 	}
 	return &BlockedError{Path: here, Place: place, Reason: why, Err: unix.ENXIO}
+}
+
+// foreign is the error of giving something to another user than root where root's file
+// system is mounted in that user's place: it may be mounted somewhere else for root.
+func (f *FS) foreign(d *dir, p string, wanted disk.Node) error {
+	if !d.guest || f.IsRoot(wanted.UID) {
+		return nil
+	}
+	why := fmt.Sprintf("a file system that is not his is mounted there, and it would belong to uid %d", wanted.UID)
+	return &BlockedError{Path: p, Place: d.place, Reason: why, Err: unix.EPERM}
 }
 
 // split is where a path lies and what it is called there.

@@ -37,6 +37,8 @@ type Found struct {
 	Born      int64 // nanoseconds since 1970, 0 where the file system does not say
 	// Writers is whose its bytes are: his who may replace it, or his who owns it.
 	Writers Place
+	// Guest: a file system is mounted there, in somebody's place, that is not his.
+	Guest bool
 	// Moved: it is in a sticky directory of root's, where a user can move what is root's and
 	// no directory out of his own.
 	Moved bool
@@ -60,7 +62,7 @@ func (f *FS) found(d *dir, name, p string, st *stat) (Found, error) {
 		Stat: st.Stat, Path: p, Place: f.entry(d, name, st), Links: uint64(st.links), Allocated: st.allocated,
 		Immutable: st.attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0,
 		Mounted:   st.attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, Mount: st.mount, Device: st.device,
-		Born: st.born, Hidden: d.hidden, Moved: d.sticky,
+		Born: st.born, Hidden: d.hidden, Moved: d.sticky, Guest: d.guest || d.isGuest(st),
 	}
 	if all.Writers = all.Place; all.Writers.Root() && !f.isRoot(st.uid) {
 		all.Writers = Place{Path: p, UID: all.UID}

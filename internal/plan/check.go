@@ -186,9 +186,13 @@ func (m *maker) finish() {
 		m.plan.Manifest.Entries = append(m.plan.Manifest.Entries, m.next[p])
 	}
 	slices.Sort(m.plan.Sysusers)
-	for i := range m.plan.Items {
-		if m.plan.Items[i].Action == Conflict && m.Settings.OnConflict == "fail" {
-			m.problem(m.position(m.plan.Items[i].Path), "%s was changed on the host and in the repo (apply.on_conflict = \"fail\")", m.plan.Items[i].Path)
+}
+
+// checkConflicts refuses what both the host and the repo changed, where that is wished.
+func (m *maker) checkConflicts() {
+	for _, p := range sortedKeys(m.items) {
+		if m.items[p].Action == Conflict && m.Settings.OnConflict == "fail" {
+			m.refuseAt(p, m.looked[p].Place, "was changed on the host and in the repo (apply.on_conflict = \"fail\")")
 		}
 	}
 }

@@ -96,6 +96,7 @@ func Make(ctx context.Context, in Input) (*Plan, error) {
 	if err := m.checkKinds(); err != nil {
 		return nil, err
 	}
+	m.checkConflicts()
 	m.blockBelow()
 	m.finish()
 	if err := m.units(ctx); err != nil {

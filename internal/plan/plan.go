@@ -186,7 +186,7 @@ type Settings struct {
 	AllowMassRemoval bool
 	CorrectDrift     bool
 	// MaxFile is how many bytes are read at most of a file that others than root may
-	// have written (translate.max_file), 64 MiB where it is 0.
+	// have written (translate.max_file), where that is more than fsat.Most.
 	MaxFile int64
 	// OtherOS: another OS deployment was booted, which may have brought an older
 	// /etc. What differs is no drift and is replaced, with the local version kept.
@@ -199,10 +199,7 @@ type Settings struct {
 }
 
 func (s *Settings) most() int64 {
-	if s.MaxFile == 0 {
-		return fsat.Most
-	}
-	return s.MaxFile
+	return max(s.MaxFile, fsat.Most)
 }
 
 // Contents opens what the host config names.
