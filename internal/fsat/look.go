@@ -101,7 +101,7 @@ func (f *FS) look(p string) (Found, error) {
 	}
 	st, err := f.see(d, d.fd, name, p)
 	if isAbsent(err) {
-		return Found{Path: p, Place: f.entry(d, name, nil)}, nil
+		return Found{Path: p, Place: f.entry(d, name, nil), Guest: d.guest}, nil
 	}
 	if err != nil {
 		return Found{}, err

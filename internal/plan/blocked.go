@@ -95,9 +95,15 @@ func (m *maker) guard(item *Item, b *base, found *fsat.Found) error {
 	return why
 }
 
-// guardCopies keeps bytes from being taken over that only a directory hides: restored, or
-// made a part of another file, they could be read. Those that we left there are known.
-func guardCopies(item *Item, b *base, found *fsat.Found) error {
+// guardPlace keeps root's file systems that are mounted in somebody's place from getting
+// anything of another user's, and bytes from being taken over that only a directory hides:
+// restored, or made a part of another file, they could be read. Those that we left there are
+// known.
+func guardPlace(item *Item, b *base, found *fsat.Found) error {
+	if item.Write && found.Guest && item.After.Kind != disk.Absent && item.After.UID != 0 {
+		why := "a file system that is not his is mounted there, and what is wanted would not be root's"
+		return &fsat.BlockedError{Path: found.Path, Place: found.Place, Reason: why}
+	}
 	copied := item.Write && found.Kind == disk.File && (item.Pristine != nil || !item.After.SameContent(item.Before))
 	if !copied || !found.Hidden || found.Place.UID == found.UID || b != nil && b.matches(found.Node) {
 		return nil

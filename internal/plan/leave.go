@@ -120,7 +120,7 @@ func (m *maker) leavePath(p string, b *base, found *fsat.Found) error {
 		if err := m.restore(item); err != nil {
 			return err
 		}
-		if err := errors.Join(guardCopies(item, b, found), m.guard(item, b, found)); err != nil {
+		if err := errors.Join(guardPlace(item, b, found), m.guard(item, b, found)); err != nil {
 			return err
 		}
 	default:

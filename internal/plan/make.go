@@ -403,7 +403,7 @@ func (m *maker) compare(ctx context.Context, w *want) error {
 	if err := m.decide(ctx, w, item, b); err != nil {
 		return err
 	}
-	if m.blocked(w.path, guardCopies(item, b, &found)) || m.blocked(w.path, m.guard(item, b, &found)) {
+	if m.blocked(w.path, guardPlace(item, b, &found)) || m.blocked(w.path, m.guard(item, b, &found)) {
 		return nil
 	}
 	if item.After.Kind == disk.File && item.After.SHA256 != "" && w.applied == nil {

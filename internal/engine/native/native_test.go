@@ -643,3 +643,46 @@ func TestCheckCountsCopies(t *testing.T) {
 		t.Errorf("of bytes: %v", err)
 	}
 }
+
+// A path that is blocked while the change is carried out stays known: a run that is cut
+// off before the record begins again with what the manifest's file has, and may get to it.
+func TestBlockedLate(t *testing.T) {
+	b := newBench(t)
+	b.mkdir("/home")
+	b.mkdir("/home/alice")
+	b.check(os.Chown(b.at("/home/alice"), 4001, 4001))
+	b.put("/home/alice/old", "v1")
+	b.want("/home/alice/new", b.file(0o644, "new"))
+	b.want("/home/alice/old", b.file(0o644, "v2"))
+	b.want("/etc/security-fix", b.file(0o644, "fixed"))
+	base := state.Entry{Path: "/home/alice/old", Node: b.job.Plan.Items[2].Before, Origin: state.Created}
+	b.job.Plan.Items[2].Base = &base
+	for _, p := range []string{"/home/alice/new", "/home/alice/old"} {
+		_ = os.Remove(b.at(p))
+		b.check(unix.Mkfifo(b.at(p), 0o644))
+	}
+	b.mkdir("/etc")
+	b.mustApply()
+	late, err := state.ReadBlocked(b.job.Dir)
+	if b.check(err); len(late) != 2 || !late[0].Late || b.tree()["/etc/security-fix"] != "file 0644 0:0 fixed" {
+		t.Fatalf("%+v\n%v", late, b.tree())
+	}
+	read := func() map[string]*state.Entry {
+		m, err := state.ReadManifest(filepath.Join(b.job.Dir, "manifest"))
+		b.check(err)
+		b.job.Manifest = m
+		return m.Lookup()
+	}
+	read()
+	b.check(errors.Join(os.Remove(b.at("/home/alice/new")), os.Remove(b.at("/home/alice/old"))))
+	b.mustApply()
+	if late, err = state.ReadBlocked(b.job.Dir); err != nil || len(late) > 0 {
+		t.Errorf("%+v, %v", late, err)
+	}
+	entries := read()
+	for _, p := range []string{"/home/alice/new", "/home/alice/old", "/etc/security-fix"} {
+		if found, err := b.engine.Host.Files.Look(p); err != nil || entries[p] == nil || entries[p].Stat != found.Stat {
+			t.Errorf("%s: the manifest says %+v, it is %+v (%v)", p, entries[p], found.Stat, err)
+		}
+	}
+}
