@@ -60,11 +60,42 @@ func New(root string) *FS { return &FS{root: root} }
 func (f *FS) Forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.forget()
+}
+
+func (f *FS) forget() {
 	f.drop(0)
 	if f.top != nil {
 		f.top.release()
 		f.top = nil
 	}
+}
+
+// holders are the file systems that hold directories, the oldest first. A process that
+// looks at many roots must not run out of descriptors.
+var holders struct {
+	sync.Mutex
+	all []*FS
+}
+
+// enroll notes that a file system holds directories, and lets the oldest go where there
+// are many.
+func (f *FS) enroll() {
+	const many = 8
+	holders.Lock()
+	defer holders.Unlock()
+	holders.all = append(slices.DeleteFunc(holders.all, func(other *FS) bool { return other == f }), f)
+	if len(holders.all) <= many {
+		return
+	}
+	oldest := holders.all[0]
+	holders.all = holders.all[1:]
+	if !oldest.mu.TryLock() {
+		holders.all = append(holders.all, oldest) // it is at work
+		return
+	}
+	defer oldest.mu.Unlock()
+	oldest.forget()
 }
 
 // Place is whose a directory is.
@@ -259,6 +290,7 @@ func (f *FS) begin() error {
 	}
 	f.top = &dir{fd: fd, refs: 1, device: st.device, mount: st.mount}
 	f.top.place, f.top.sticky = f.judge(f.top, nil, &st)
+	f.enroll()
 	return nil
 }
 
