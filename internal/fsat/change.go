@@ -268,14 +268,9 @@ func (f *FS) Link(p, temp, target string) (id ID, err error) {
 		if found.Kind != disk.File {
 			return fail("link", target, found.Place, unix.EINVAL)
 		}
-		parent, _ := split(p)
-		d, err := f.hold(parent)
-		var absent *absentError
-		if errors.As(err, &absent) {
-			return fail("link", p, absent.place, absent.errno)
-		}
+		d, _, err := f.parent("link", p)
 		if err != nil {
-			return whole(err, p)
+			return err
 		}
 		beside := path.Join(path.Dir(p), temp)
 		if d.place.Root() && !found.Place.Root() {

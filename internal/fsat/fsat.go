@@ -244,7 +244,9 @@ func (f *FS) follows(d *dir, uid uint32) bool {
 }
 
 // racing are the errors that somebody brings about who makes a name before us.
-var racing = []error{errChanged, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EBUSY}
+var racing = []error{
+	errChanged, unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EBUSY,
+}
 
 // failNew is fail for a name that is being made: in a sticky directory of root others
 // may have made it.
@@ -536,14 +538,20 @@ func split(p string) (dir, name string) {
 func (f *FS) in(op, p string, do func(d *dir, name string) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	parent, name := split(p)
-	d, err := f.hold(parent)
-	var absent *absentError
-	if errors.As(err, &absent) {
-		return fail(op, p, absent.place, absent.errno)
-	}
+	d, name, err := f.parent(op, p)
 	if err != nil {
-		return whole(err, p)
+		return err
 	}
 	return do(d, name)
+}
+
+// parent holds the directory of a path, which has to be there.
+func (f *FS) parent(op, p string) (d *dir, name string, err error) {
+	dir, name := split(p)
+	d, err = f.hold(dir)
+	var absent *absentError
+	if errors.As(err, &absent) {
+		return nil, "", fail(op, p, absent.place, absent.errno)
+	}
+	return d, name, whole(err, p)
 }

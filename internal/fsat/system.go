@@ -63,7 +63,8 @@ func statx(at int, name string) (stat, error) {
 			MTime: nanoseconds(x.Mtime), CTime: nanoseconds(x.Ctime),
 		},
 		mode: uint32(x.Mode), uid: x.Uid, gid: x.Gid, links: x.Nlink, allocated: int64(x.Blocks) * 512,
-		device: unix.Mkdev(x.Dev_major, x.Dev_minor), mount: x.Mnt_id, born: nanoseconds(x.Btime), attributes: x.Attributes & x.Attributes_mask,
+		device: unix.Mkdev(x.Dev_major, x.Dev_minor), mount: x.Mnt_id, born: nanoseconds(x.Btime),
+		attributes: x.Attributes & x.Attributes_mask,
 	}, nil
 }
 

@@ -106,13 +106,13 @@ func (r *Reconciler) notYet(digest string) map[string]*fsat.BlockedError {
 
 // nothingNew tells whether a plan for what is blocked, or drifted, finds that all of it is
 // blocked: no generation comes of that, or there would be one at every run.
-func (r *Reconciler) nothingNew(prop *Proposal, reasons []string) bool {
+func (r *Reconciler) nothingNew(prop *Proposal, reasons []string, out *Outcome) bool {
 	applied := r.Update.State.Applied
 	if applied == nil || applied.Digest != prop.Digest || !prop.Plan.Empty() || len(prop.Plan.Blocked()) == 0 {
 		return false
 	}
 	for _, reason := range reasons {
-		if _, ok := strings.CutSuffix(reason, drifted(0)[1:]); !ok && reason != unblocked {
+		if reason != unblocked && reason != drifted(len(out.Drift)) {
 			return false
 		}
 	}

@@ -381,7 +381,7 @@ func (r *Reconciler) candidate(ctx context.Context, out *Outcome) (*Proposal, er
 		}
 	}
 	prop, err := r.propose(ctx, rev, tree, hc, reasons, due)
-	if err == nil && r.nothingNew(prop, reasons) {
+	if err == nil && r.nothingNew(prop, reasons, out) {
 		out.Result, out.Generation, out.Drift = UpToDate, st.Applied.Generation, nil
 		out.Blocked = blockedBy(prop.Plan)
 		return nil, r.rememberRef(rev.Ref)

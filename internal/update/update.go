@@ -375,7 +375,8 @@ func (u *Update) asPlanned(ctx context.Context, item *plan.Item, p string) (*fsa
 }
 
 func changedMeanwhile(found *fsat.Found) error {
-	return &fsat.BlockedError{Path: found.Path, Place: found.Writers, Reason: "somebody changed it while its copy was made"}
+	const why = "somebody changed it while its copy was made"
+	return &fsat.BlockedError{Path: found.Path, Place: found.Writers, Reason: why}
 }
 
 // storeBlob writes the wanted bytes by their hash, unless they are there, and

@@ -107,14 +107,12 @@ func (e *Engine) demandCopies(demands map[uint64]*demand, p *plan.Plan) error {
 		if err != nil {
 			continue // it will not be copied
 		}
-		copies := uint64(1)
-		if item.Pristine != nil {
-			copies = 2
+		size := uint64(found.Allocated)
+		if item.Secret() { // encrypted, there are no holes
+			size = uint64(found.Size())
 		}
-		if size := uint64(found.Allocated); item.Secret() { // encrypted, there are no holes
-			need += copies * uint64(found.Size())
-		} else {
-			need += copies * size
+		if need += size; item.Pristine != nil {
+			need += size
 		}
 	}
 	if need == 0 {
